@@ -1,0 +1,1 @@
+"""Architectures as tables: each module exposes one `ARCH`."""

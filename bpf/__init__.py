@@ -1,0 +1,1 @@
+"""BPF programs and what loads them."""

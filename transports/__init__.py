@@ -1,0 +1,1 @@
+"""Transports, one a module: each exposes one `TRANSPORT`, which opens snapshots."""

@@ -1,0 +1,1 @@
+"""Stack unwinding from CFI: registers, memory and modules in, frames out."""

@@ -1,0 +1,1 @@
+"""DWARF call frame information: section bytes in, rows out."""

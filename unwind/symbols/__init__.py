@@ -1,0 +1,1 @@
+"""Names: an image and a vaddr in, functions out."""

@@ -1,0 +1,1 @@
+"""For tests of unwinders, ours and others': strategies and oracles."""

@@ -1,0 +1,1 @@
+"""Writers: a finished stack in, text or JSON out."""
