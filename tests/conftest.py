@@ -1,0 +1,45 @@
+"""Hypothesis profiles, and strict mode, in which a test that cannot run has failed."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Generator
+from typing import TypeVar
+
+import hypothesis
+import pytest
+
+from tests.support import STRICT
+
+Report = TypeVar("Report", pytest.TestReport, pytest.CollectReport)
+
+# One machine's run is another's: examples follow from the test itself, and a slow neighbour on a
+# shared core is no failure. `HYPOTHESIS_PROFILE=explore` looks further, at random.
+hypothesis.settings.register_profile("repeatable", derandomize=True, deadline=None, database=None)
+hypothesis.settings.register_profile("explore", deadline=None, max_examples=2_000)
+hypothesis.settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "repeatable"))
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(
+    item: pytest.Item, call: pytest.CallInfo[None]
+) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """Covers `pytest.skip`, skipif and importorskip inside a test or a fixture."""
+    return _judged((yield))
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_make_collect_report(
+    collector: pytest.Collector,
+) -> Generator[None, pytest.CollectReport, pytest.CollectReport]:
+    """Covers a module that skips itself while it is imported."""
+    return _judged((yield))
+
+
+def _judged(report: Report) -> Report:
+    """The report as it is, but a skip in strict mode becomes a failure with the skip's reason."""
+    if STRICT and report.skipped and not hasattr(report, "wasxfail"):
+        reason = report.longrepr[2] if isinstance(report.longrepr, tuple) else report.longrepr
+        report.outcome = "failed"
+        report.longrepr = f"cannot run here, and UNWIND_STRICT=1 allows no skips: {reason}"
+    return report
