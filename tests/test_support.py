@@ -64,4 +64,4 @@ def test_a_missing_program_names_its_package(monkeypatch: pytest.MonkeyPatch) ->
 def test_git_lists_what_lies_behind_the_links_once() -> None:
     files = support.git_files("*.py")
     assert "arch/__init__.py" in files
-    assert not [name for name in files if name.startswith("unwind/arch")]
+    assert not [name for name in files if name.startswith("unwind/arch/")]
