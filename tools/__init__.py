@@ -1,0 +1,1 @@
+"""What the makers of unwind run: `python -m tools.NAME` from the top of the tree."""
