@@ -1,0 +1,60 @@
+# Two environments, made where they are needed and brought up to date when their inputs change:
+#
+#   .venv       the project as users get it, an installed wheel: `make demo` and `make bench`. (An
+#               editable install would cost each start 7 ms and read the links, not the wheel.)
+#   .venv-test  what the tests need, without the project: they import it from this tree, and no
+#               old copy can be tested by mistake. tests/test_packaging.py installs the wheel.
+#
+# All paths are relative: the tree may lie in a directory with spaces.
+
+PYTHON ?= python3
+ARGS ?=
+
+TEST = .venv-test/bin/python
+SOURCES := $(shell find unwind/ arch transports bpf share -type f ! -name '*.pyc' 2>/dev/null)
+
+.PHONY: help demo test lint oracle bench docs packages clean
+.DELETE_ON_ERROR:
+
+help:  ## this list
+	@awk -F ':.*## *' '/^[a-z-]+:.*## / { printf "make %-8s %s\n", $$1, $$2 }' Makefile
+
+demo: .venv/ready  ## install into .venv, crash a program (or take a core from examples/), unwind it
+	@sh examples/demo.sh .venv/bin/unwind-core
+
+test: packages .venv-test/ready  ## run the tests; ARGS="-k name -x" goes to pytest
+	$(TEST) -m pytest $(ARGS)
+
+lint: .venv-test/ready  ## ruff and mypy, which `make test` runs as well
+	$(TEST) -m ruff check .
+	$(TEST) -m ruff format --check .
+	$(TEST) -m mypy --strict -p unwind
+
+oracle: packages .venv-test/ready  ## compare with other tools over the whole machine (long)
+	$(TEST) -m tools.oracle $(ARGS)
+
+bench: packages .venv-test/ready .venv/ready  ## measure, and write the table of BENCHMARKS.md
+	$(TEST) -m tools.bench $(ARGS)
+
+docs: .venv-test/ready  ## make man pages and completion from the commands' parsers
+	$(TEST) -m tools.make_docs
+
+clean:  ## remove the environments and all that was built
+	rm -rf .venv .venv-test build dist *.egg-info
+	rm -rf .hypothesis .mypy_cache .pytest_cache .ruff_cache .coverage
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+packages:
+	@sh tools/debian-packages.sh
+
+.venv/ready: setup.cfg pyproject.toml $(SOURCES)
+	$(PYTHON) -m venv .venv
+	rm -rf build  # setuptools packs what an older build left there
+	.venv/bin/python -m pip install --quiet --disable-pip-version-check .
+	@touch $@
+
+.venv-test/ready: setup.cfg tools/requirements.py
+	$(PYTHON) -m venv .venv-test
+	$(TEST) tools/requirements.py test zstd >.venv-test/requirements.txt
+	$(TEST) -m pip install --quiet --disable-pip-version-check -r .venv-test/requirements.txt
+	@touch $@
