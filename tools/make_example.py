@@ -1,0 +1,108 @@
+"""A small real core for examples/: crashes a program, packs its core with what unwinding it needs.
+
+`python -m tools.make_example examples/crash.c` writes examples/ARCH-crash.tar.xz, which holds
+
+    core      as the kernel wrote it
+    usr/...   a sysroot: the program, and of each library the unwind tables, symbols and headers
+
+Of the libraries nothing else is kept: their code and constants are zeroed, which makes the archive
+small, and leaves nothing in it that somebody else has written.
+"""
+
+from __future__ import annotations
+
+import argparse
+import io
+import lzma
+import os
+import resource
+import subprocess
+import tarfile
+import tempfile
+from pathlib import Path
+
+from elftools.elf.elffile import ELFFile
+
+CFLAGS = "-O2 -fomit-frame-pointer -pthread".split()
+BUILT = Path("/tmp/unwind-demo")  # the core tells where its program was: a name without a story
+KEPT_TYPES = {"SHT_DYNAMIC", "SHT_DYNSYM", "SHT_GNU_HASH", "SHT_NOTE", "SHT_STRTAB", "SHT_SYMTAB"}
+KEPT_NAMES = {".eh_frame", ".eh_frame_hdr", ".gnu_debugdata", ".gnu_debuglink", ".interp"}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("source", type=Path, metavar="FILE.c")
+    parser.add_argument("--cc", default="cc", metavar="COMMAND")
+    parser.add_argument("--arch", default="x86_64", metavar="NAME")
+    options = parser.parse_args()
+    BUILT.mkdir(exist_ok=True)
+    program = BUILT / options.source.stem
+    subprocess.run([options.cc, *CFLAGS, "-o", program, options.source], check=True)
+    core = crash(program)
+    packed = options.source.parent / f"{options.arch}-{options.source.stem}.tar.xz"
+    packed.write_bytes(pack(core, program))
+    print(f"{packed}: {packed.stat().st_size} bytes")
+
+
+def crash(program: Path) -> bytes:
+    """The core that `program` leaves, where core_pattern names a file in its directory."""
+    hard = resource.getrlimit(resource.RLIMIT_CORE)[1]
+    with tempfile.TemporaryDirectory() as where:
+        subprocess.run(
+            [program],
+            cwd=where,
+            env={},  # the environment lies on the stack, and so in the core
+            preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_CORE, (hard, hard)),
+        )
+        [core] = Path(where).glob("core*")
+        return core.read_bytes()
+
+
+def mapped_files(core: bytes) -> list[Path]:
+    """The ELF files that NT_FILE names, each once."""
+    names = {
+        os.fsdecode(name)
+        for segment in ELFFile(io.BytesIO(core)).iter_segments("PT_NOTE")
+        for note in segment.iter_notes()
+        if note["n_type"] == "NT_FILE"
+        for name in note["n_desc"]["filename"]
+    }
+    return [path for path in map(Path, sorted(names)) if path.read_bytes()[:4] == b"\x7fELF"]
+
+
+def tables_of(file: bytes) -> bytes:
+    """`file` with all but headers, unwind tables, symbols and notes zeroed."""
+    elf = ELFFile(io.BytesIO(file))
+    header = elf.header
+    kept = [
+        (0, header["e_ehsize"]),
+        (header["e_phoff"], header["e_phnum"] * header["e_phentsize"]),
+        (header["e_shoff"], header["e_shnum"] * header["e_shentsize"]),
+    ]
+    kept += [
+        (section["sh_offset"], section["sh_size"])
+        for section in elf.iter_sections()
+        if section["sh_type"] in KEPT_TYPES or section.name in KEPT_NAMES
+    ]
+    bare = bytearray(len(file))
+    for offset, size in kept:
+        bare[offset : offset + size] = file[offset : offset + size]
+    return bytes(bare)
+
+
+def pack(core: bytes, program: Path) -> bytes:
+    members = {"core": core}
+    for path in mapped_files(core):
+        content = path.read_bytes()
+        members[str(path)[1:]] = content if path == program else tables_of(content)
+    packed = io.BytesIO()
+    with tarfile.open(fileobj=packed, mode="w") as archive:
+        for name, content in members.items():
+            member = tarfile.TarInfo(name)
+            member.size, member.mode = len(content), 0o644
+            archive.addfile(member, io.BytesIO(content))
+    return lzma.compress(packed.getvalue(), preset=9)
+
+
+if __name__ == "__main__":
+    main()
