@@ -19,11 +19,11 @@ TABLE = """
     rules registers memory dwarf.constants dwarf.reader
     architecture dwarf.cfi dwarf.eh_frame_hdr dwarf.instructions elf
     arch.* registry dwarf.rows dwarf.expression symtab
-    image step
+    image step formulas
     modules
     space files frames
     snapshot profile
-    discover procfs bpf.* sources.* symbols.* leaks
+    discover procfs core_memory core_notes bpf.* sources.* symbols.* leaks
     transports.* writers.* lookup
     unwinder
     fast explain
@@ -33,7 +33,7 @@ TABLE = """
 LAYERS = [line.split() for line in TABLE.split("\n") if line.strip()]
 
 # Nobody imports a neighbour of the same line, but these packages have an order of their own.
-ORDERED = {"dwarf", "sources", "symbols", "cli", "testing"}
+ORDERED = {"dwarf", "sources", "symbols", "writers", "cli", "testing"}
 
 # Found by listing their package (registry.py): a name written down elsewhere would be one more
 # place to edit for a new architecture.
