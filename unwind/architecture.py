@@ -1,0 +1,106 @@
+"""Architecture: the table that arch/*.py fills in, so that the engine holds no `if arch`."""
+
+from __future__ import annotations
+
+from unwind.registers import Registers
+from unwind.rules import Row, Rule
+from unwind.signals import LINUX
+from unwind.values import Value
+
+__all__ = ["Architecture", "Layout", "Trampoline"]
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
+    from unwind.protocols import ByteOrder
+
+
+class Layout(Value):
+    """Where a foreign record (`linux.prstatus`, `ptrace`, ...) keeps the registers.
+
+    `offsets` maps a DWARF number to a byte offset, `width` is the bytes of one register, `size`
+    the least size of the whole record. `signal` and `pid` are offsets of 2 and 4-byte integers,
+    None where the record has none.
+    """
+
+    size: int
+    width: int
+    offsets: Mapping[int, int]
+    signal: int | None = None
+    pid: int | None = None
+
+
+class Trampoline(Value):
+    """A signal trampoline known by its bytes.
+
+    `pattern` lies at pc minus one of `entries`; `row` finds the interrupted registers, its
+    `start` and `end` are ignored.
+    """
+
+    name: str
+    pattern: bytes
+    entries: tuple[int, ...]
+    row: Row
+
+
+def _pc_register(arch: Architecture, registers: Mapping[int, int]) -> int:
+    return registers[arch.pc]
+
+
+def _no_call(before: bytes) -> bool:
+    return True
+
+
+class Architecture(Value):
+    """One processor and its ABI, as numbers, rules and byte patterns.
+
+    Registers are DWARF numbers; those that DWARF does not number (`orig_rax`) start at 4096.
+    """
+
+    name: str  # as in the JSON: x86_64, arm64, mips32, mips32el
+    machine: int  # e_machine
+    elf_class: int  # 32 or 64: which ELF class this ABI uses
+    byteorder: ByteOrder
+    word: int  # bytes of an address
+    names: Mapping[int, str]  # DWARF number to name, as readelf names it
+    pc: int
+    sp: int
+    fp: int
+    return_address: int  # the column that CIEs name
+    call_size: int  # what a lookup steps back from a return address
+    defaults: Mapping[int, Rule]  # for registers that a row does not mention; others: same value
+    entry_row: Row  # at a function's first instruction
+    frame_pointer_row: Row  # in the body of a function that keeps a frame pointer
+    code_mask: int  # the bits of a code address (PAC stripped)
+    data_mask: int  # the bits of a data address (tags stripped)
+    trampolines: tuple[Trampoline, ...]
+    layouts: Mapping[str, Layout]
+    vendor_opcodes: Mapping[int, str] = {}  # DW_CFA 0x1c-0x3f that differ by architecture
+    call_window: int = 0  # how many bytes before a return address `follows_call` wants
+    follows_call: Callable[[bytes], bool] = _no_call  # do these bytes end in a call?
+    red_zone: int = 0  # bytes below sp that belong to the frame
+    stack_alignment: int = 1  # of the CFA
+    fixed_regions: tuple[tuple[int, int, str], ...] = ()  # (start, end, name): vsyscall
+    rld_map_tags: tuple[int, ...] = ()  # dynamic tags that lead to r_debug, besides DT_DEBUG
+    flags_mask: int = 0  # (e_flags & flags_mask) == flags_value, else another ABI
+    flags_value: int = 0
+    signals: Mapping[int, str] = LINUX
+    innermost: Callable[[Architecture, Mapping[int, int]], int] = _pc_register
+
+    def register_name(self, number: int) -> str:
+        """The name of a DWARF register, `r<number>` where the ABI gives none."""
+        return self.names.get(number, f"r{number}")
+
+    def register_number(self, name: str) -> int | None:
+        """The DWARF number of a name as in `names`, or None."""
+        return next((n for n, known in self.names.items() if known == name), None)
+
+    def registers(self, layout: Layout, record: bytes | memoryview) -> Registers:
+        """The registers that `record` holds; those beyond its end are absent."""
+        found = Registers()
+        for number, offset in layout.offsets.items():
+            word = record[offset : offset + layout.width]
+            if len(word) == layout.width:
+                found[number] = int.from_bytes(word, self.byteorder)
+        return found

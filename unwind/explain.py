@@ -1,0 +1,72 @@
+"""explain: one step taken again with its eyes open: the row, each rule, each read, each refusal."""
+
+from __future__ import annotations
+
+from unwind.errors import MemoryFault, UnwindError
+from unwind.formulas import cfa_formula, rule_formula
+from unwind.memory import Recording
+from unwind.step import Activation
+from unwind.values import Value
+
+__all__ = ["Explanation", "RuleExplanation", "explain"]
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from unwind.rules import NoRow, Row
+    from unwind.snapshot import Place
+    from unwind.unwinder import Unwinder
+
+
+class RuleExplanation(Value):
+    """One rule at work: `name = formula`, the address it read, the value or why there is none."""
+
+    name: str
+    formula: str
+    address: int | None = None
+    value: int | None = None
+    problem: str = ""
+
+
+class Explanation(Value):
+    """How the walk leaves one place: by which row, what each rule gave, what was refused before.
+
+    `row` and `trust` are None and "" where no row could be had; `refused` then holds every
+    source's reason. `rules` begins with the CFA.
+    """
+
+    row: Row | None
+    trust: str
+    rules: tuple[RuleExplanation, ...]
+    refused: tuple[tuple[str, NoRow], ...]
+
+
+def explain(unwinder: Unwinder, place: Place) -> Explanation:
+    """The explanation of the step out of `place`: a step depends on its place alone."""
+    result = unwinder.step(place)
+    row = result.row
+    if row is None:
+        return Explanation(None, "", (), result.refused)
+    memory = Recording(place.memory)
+    bias = place.module.bias if place.module is not None else 0
+    activation = Activation(place.registers, memory, unwinder.arch, bias)
+    name = unwinder.arch.register_name
+    try:
+        cfa = activation.cfa(row)
+    except UnwindError as error:
+        said = RuleExplanation("CFA", cfa_formula(row.cfa, name), problem=str(error))
+        return Explanation(row, result.trust, (said,), result.refused)
+    rules = [RuleExplanation("CFA", cfa_formula(row.cfa, name), value=cfa)]
+    for number, rule in sorted(row.rules.items()):
+        memory.reads.clear()
+        value, problem = None, ""
+        try:
+            value = activation.restored(number, rule, cfa)
+        except MemoryFault as fault:
+            problem = fault.reason or "unreadable"
+        except UnwindError as error:
+            problem = str(error)
+        address = memory.reads[-1][0] if memory.reads else None
+        rules.append(
+            RuleExplanation(name(number), rule_formula(rule, name), address, value, problem)
+        )
+    return Explanation(row, result.trust, tuple(rules), result.refused)

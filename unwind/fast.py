@@ -1,0 +1,189 @@
+"""The fast walk: the pcs of a stack by integers alone, or None where only the exact walk will do."""
+
+from __future__ import annotations
+
+import sys
+
+from unwind.errors import MemoryFault
+from unwind.frames import End, Trace, Trust
+from unwind.memory import view_of
+from unwind.registers import Registers
+from unwind.rules import CfaRegister, Offset, SameValue, Undefined
+from unwind.snapshot import Place
+
+__all__ = ["FastUnwinder"]
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from unwind.rules import Row
+    from unwind.snapshot import Snapshot
+    from unwind.space import AddressSpace
+    from unwind.unwinder import Unwinder
+
+# A step is the number of words from this frame's CFA to the caller's. These are no steps:
+_ON_FRAME_POINTER = -1  # the CFA hangs on the frame pointer; its offset is in `on_fp`
+_OUTERMOST = -2
+_UNUSUAL = -3
+
+
+class FastUnwinder:
+    """Walks the stacks that need nothing but the stack pointer and sometimes the frame pointer.
+
+    It shares the exact walk's table of rows and gives the same pcs and end: what packs as
+    unusual (a signal frame, an expression, a guess, a damaged stack) is left to `exact`.
+    Restoring the frame pointer is put off until a CFA needs it, which one frame in forty does.
+    """
+
+    def __init__(self, exact: Unwinder, limit: int = 200_000):
+        self.exact = exact
+        self._limit = limit
+        self._spaces: dict[AddressSpace, _Steps] = {}
+
+    def trace(self, snapshot: Snapshot) -> Trace:
+        """The pcs and the end of a snapshot's stack, whichever walk it takes."""
+        pcs = self.pcs(snapshot)
+        return (
+            self.exact.unwind(snapshot).trace if pcs is None else Trace(tuple(pcs), End.OUTERMOST)
+        )
+
+    def pcs(self, snapshot: Snapshot) -> list[int] | None:
+        """The pcs out to the outermost frame, or None where the exact walk must be taken."""
+        arch = self.exact.arch
+        registers = snapshot.registers
+        pc, sp = registers.get(arch.pc), registers.get(arch.sp)
+        if pc is None or sp is None or sp % arch.word:
+            return None
+        if arch.byteorder != sys.byteorder:
+            return None
+        view = view_of(snapshot.memory, sp)
+        if view is None:
+            return None
+        start, data = view
+        if start % arch.word:
+            return None
+        words = data[: len(data) // arch.word * arch.word].cast("Q" if arch.word == 8 else "I")
+        steps = self._steps_of(snapshot.space)
+        return self._walk(
+            pc, (sp - start) // arch.word, registers.get(arch.fp), words, start, steps
+        )
+
+    def _walk(
+        self, pc: int, cfa: int, fp: int | None, words: memoryview, start: int, steps: _Steps
+    ) -> list[int] | None:
+        """The loop: `cfa` counts words from `start`, from the stack pointer on."""
+        called = steps.called.get
+        found, cfas = [pc], [cfa]
+        restored = 0  # `fp` is the frame pointer of this frame
+        step = steps.innermost.get(pc) or self._compile(steps, pc, called=False)
+        try:
+            while True:
+                if step > 0:
+                    cfa += step
+                elif step == _ON_FRAME_POINTER:
+                    fp = self._frame_pointer(steps, found, cfas, restored, fp, words)
+                    if fp is None:
+                        return None
+                    restored = len(found) - 1
+                    address = fp + steps.on_fp[pc, restored > 0]
+                    below, cfa = cfa, (address - start) // self.exact.arch.word
+                    if cfa <= below or address % self.exact.arch.word:
+                        return None
+                else:
+                    usual = step == _OUTERMOST and len(found) <= self.exact.limit
+                    return found if usual else None
+                pc = words[cfa - 1]
+                found.append(pc)
+                cfas.append(cfa)
+                step = called(pc) or self._compile(steps, pc, called=True)
+        except IndexError:  # beyond the end of the stack, or of what was saved of it
+            return None
+
+    def _frame_pointer(
+        self,
+        steps: _Steps,
+        found: list[int],
+        cfas: list[int],
+        restored: int,
+        fp: int | None,
+        words: memoryview,
+    ) -> int | None:
+        """The frame pointer of the last frame found: where its nearest callee saved it."""
+        for n in range(len(found) - 2, restored - 1, -1):
+            slot = steps.fp_slots.get((found[n], n > 0))
+            if slot is not None:
+                at = cfas[n + 1] + slot
+                return int(words[at]) if at >= 0 else None  # a negative index would wrap
+        return fp
+
+    def _steps_of(self, space: AddressSpace) -> _Steps:
+        steps = self._spaces.get(space)
+        if steps is None or steps.generation != space.generation or len(steps.called) > self._limit:
+            steps = self._spaces[space] = _Steps(space)
+        return steps
+
+    def _compile(self, steps: _Steps, pc: int, called: bool) -> int:
+        """The step out of `pc`, kept for the next time; a pc where no code lies is not kept."""
+        space = steps.space
+        lookup_pc = pc - self.exact.arch.call_size if called else pc
+        module = space.find(lookup_pc)
+        if module is None or module.image is None or not space.executable(pc):
+            return _UNUSUAL
+        vaddr = module.to_vaddr(lookup_pc)
+        nothing = Registers()
+        place = Place(module.image, module, vaddr, pc, space, nothing, _NO_MEMORY, called)
+        trust, row = self.exact.lookup.shared_row(place)
+        step = _UNUSUAL
+        if row is not None and trust == Trust.CFI:
+            step = steps.pack(row, pc, called)
+        (steps.called if called else steps.innermost)[pc] = step
+        return step
+
+
+class _Steps:
+    """What is known of one address space: the step out of each pc that was met."""
+
+    __slots__ = ("called", "fp_slots", "generation", "innermost", "on_fp", "space")
+
+    def __init__(self, space: AddressSpace):
+        self.space = space
+        self.generation = space.generation
+        self.called: dict[int, int] = {}  # by return address
+        self.innermost: dict[int, int] = {}  # by the pc of frame 0, looked up as it is
+        self.on_fp: dict[tuple[int, bool], int] = {}  # (pc, called): CFA - frame pointer, bytes
+        self.fp_slots: dict[tuple[int, bool], int] = {}  # (pc, called): words from the CFA
+
+    def pack(self, row: Row, pc: int, called: bool) -> int:
+        """A row as a number; this happens here and nowhere else."""
+        arch = self.space.arch
+        return_address = row.rules.get(row.return_address)
+        if row.signal:
+            return _UNUSUAL
+        match row.rules.get(arch.fp, SameValue()):
+            case Offset(n=n) if n % arch.word == 0:
+                self.fp_slots[pc, called] = n // arch.word
+            case SameValue():
+                pass
+            case _:
+                return _UNUSUAL
+        match row.cfa, return_address:
+            case CfaRegister(), Undefined():
+                return _OUTERMOST
+            case CfaRegister(number=arch.sp, offset=offset), Offset(n=n):
+                plain = offset > 0 and offset % arch.word == 0 and arch.sp not in row.rules
+                return offset // arch.word if plain and n == -arch.word else _UNUSUAL
+            case CfaRegister(number=arch.fp, offset=offset), Offset(n=n):
+                if n != -arch.word or arch.sp in row.rules:
+                    return _UNUSUAL
+                self.on_fp[pc, called] = offset
+                return _ON_FRAME_POINTER
+        return _UNUSUAL
+
+
+class _NoMemory:
+    """The memory of a Place whose rows must not depend on any."""
+
+    def read(self, address: int, size: int) -> bytes:
+        raise MemoryFault(address, size, "a shared source reads no memory")
+
+
+_NO_MEMORY = _NoMemory()

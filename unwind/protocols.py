@@ -1,0 +1,97 @@
+"""The seams, for users and type checkers: what a memory, a source of rows or names must offer.
+
+No command imports this module at run time (`typing` alone costs 5 ms).
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Literal, Protocol
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from unwind.files import Files
+    from unwind.image import Image
+    from unwind.rules import NoRow, Row
+    from unwind.snapshot import Place, Source
+
+__all__ = ["ByteOrder", "Memory", "RowSource", "Symbol", "Symbolizer", "Transport", "Writer"]
+
+ByteOrder = Literal["little", "big"]
+
+
+class Memory(Protocol):
+    """A process' memory, or what is left of it."""
+
+    def read(self, address: int, size: int) -> bytes:
+        """Exactly `size` bytes at `address`, or MemoryFault: never fewer, never made-up zeroes.
+
+        A memory may also have `view(address) -> (start, memoryview) | None`, the contiguous
+        stretch around an address without a copy; the fast walk uses it where there is one.
+        """
+        ...
+
+
+class RowSource(Protocol):
+    """A maker of rows: CFI, `.pdr`, trampolines, analysis of code, fixed rows of the ABI."""
+
+    @property
+    def trust(self) -> str:
+        """The `Trust` of a frame found by such a row."""
+        ...
+
+    @property
+    def shared(self) -> bool:
+        """True: `row` reads `place.image` and `place.vaddr` only, so all processes share it."""
+        ...
+
+    def row(self, place: Place) -> Row | NoRow:
+        """The row in effect at `place`, or why there is none."""
+        ...
+
+
+class Symbol(Protocol):
+    """What a place in an image is called."""
+
+    @property
+    def name(self) -> str:
+        """As in the symbol table, without its version."""
+        ...
+
+    @property
+    def vaddr(self) -> int:
+        """Where the symbol starts."""
+        ...
+
+
+class Symbolizer(Protocol):
+    """Names for places; lines and inlined functions come behind the same method later."""
+
+    def symbol(self, image: Image, vaddr: int) -> Symbol | None:
+        """The best symbol that covers `vaddr`, or None."""
+        ...
+
+
+class Transport(Protocol):
+    """A way to get Snapshots: `transports/*.py` each expose one as `TRANSPORT`."""
+
+    @property
+    def kind(self) -> str:
+        """As in the JSON: core, perf, ringbuf, process, gdb-remote, snapshot."""
+        ...
+
+    def detect(self, head: bytes) -> bool:
+        """Whether a file that begins with `head` is of this kind."""
+        ...
+
+    def open(self, path: str, files: Files) -> Source:
+        """The source at `path`; SourceError or FormatError when it cannot be read."""
+        ...
+
+
+class Writer(Protocol):
+    """Turns a source and its stacks into lines of text."""
+
+    def lines(self) -> Iterator[str]:
+        """The whole output, line by line, without line ends."""
+        ...

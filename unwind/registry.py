@@ -1,0 +1,73 @@
+"""The registry: finds architectures and transports by listing their packages, no other edit."""
+
+from __future__ import annotations
+
+import os
+from importlib import import_module
+
+from unwind.errors import SourceError, UnsupportedArchitecture
+
+__all__ = ["architecture", "architectures", "transport", "transports"]
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from typing import Any
+
+    from unwind.architecture import Architecture
+    from unwind.elf import Elf
+    from unwind.protocols import Transport
+
+
+def architecture(elf: Elf) -> Architecture:
+    """The architecture of an ELF file, or UnsupportedArchitecture that names the machine.
+
+    Class, byte order and ABI flags count: x32 is no x86_64, mips n32 no mips32.
+    """
+    header = elf.header
+    for arch in architectures():
+        if (
+            arch.machine == header.machine
+            and arch.elf_class == header.elf_class
+            and arch.byteorder == header.byteorder
+            and header.flags & arch.flags_mask == arch.flags_value
+        ):
+            return arch
+    raise UnsupportedArchitecture(elf.describe())
+
+
+def architectures() -> Iterator[Architecture]:
+    """Every known architecture: ours first, then those that other packages add."""
+    for module in _modules("arch"):
+        yield import_module(module).ARCH
+    yield from _entry_points("unwind.arch")
+
+
+def transport(kind: str) -> Transport:
+    """The transport named `kind`, or SourceError."""
+    for found in transports():
+        if found.kind == kind:
+            return found
+    raise SourceError(f"no transport of kind {kind!r}")
+
+
+def transports() -> Iterator[Transport]:
+    """Every known transport: ours first, then those that other packages add."""
+    for module in _modules("transports"):
+        yield import_module(module).TRANSPORT
+    yield from _entry_points("unwind.transports")
+
+
+def _modules(package: str) -> list[str]:
+    """The full names of the modules of `unwind.<package>`, sorted."""
+    head = import_module(f"unwind.{package}")
+    names = {name.partition(".")[0] for path in head.__path__ for name in os.listdir(path)}
+    return [f"unwind.{package}.{name}" for name in sorted(names) if name[:1] not in "_."]
+
+
+def _entry_points(group: str) -> Iterator[Any]:
+    """What other packages registered; only after a miss, as importlib.metadata costs 15-20 ms."""
+    from importlib.metadata import entry_points
+
+    for point in entry_points(group=group):
+        yield point.load()

@@ -1,0 +1,37 @@
+"""Signal trampolines known by their bytes: the interrupted registers lie in a sigcontext."""
+
+from __future__ import annotations
+
+from unwind.errors import MemoryFault
+from unwind.frames import Trust
+from unwind.rules import NoRow
+
+__all__ = ["TrampolineSource"]
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from unwind.architecture import Architecture
+    from unwind.rules import Row
+    from unwind.snapshot import Place
+
+
+class TrampolineSource:
+    """Rows for the few instructions that call sigreturn, wherever they lie."""
+
+    trust = Trust.TRAMPOLINE
+    shared = False  # the bytes may lie on the stack or in an anonymous page
+
+    def __init__(self, arch: Architecture):
+        self.trampolines = arch.trampolines
+
+    def row(self, place: Place) -> Row | NoRow:
+        """The sigcontext row where the code at the place's pc is a known trampoline."""
+        for known in self.trampolines:
+            for entry in known.entries:
+                try:
+                    code = place.memory.read(place.pc - entry, len(known.pattern))
+                except MemoryFault:
+                    continue
+                if code == known.pattern:
+                    return known.row
+        return NoRow("the code is no known signal trampoline")

@@ -1,0 +1,110 @@
+"""AddressSpace: the modules and mappings of one process, and which of them hold an address."""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+
+from unwind.values import Value
+
+__all__ = ["AddressSpace", "Region"]
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from unwind.architecture import Architecture
+    from unwind.modules import Module
+
+
+class Region(Value):
+    """One mapping: addresses in [start, end), whether code may run there, what it maps."""
+
+    start: int
+    end: int
+    executable: bool
+    name: str = ""
+
+
+class AddressSpace:
+    """What one process has mapped now.
+
+    `regions` are the mappings in ascending order, without overlap. A library user who has only
+    modules leaves them out: the modules' ranges serve, and `complete` is False, since code may lie
+    elsewhere too. `generation` goes up with each change, so
+    that walkers know when what they remember no longer holds.
+    """
+
+    __slots__ = (
+        "_region_starts",
+        "_starts",
+        "_table",
+        "arch",
+        "complete",
+        "generation",
+        "modules",
+        "regions",
+    )
+
+    def __init__(
+        self,
+        arch: Architecture,
+        modules: Iterable[Module],
+        regions: Iterable[Region] | None = None,
+    ):
+        self.arch = arch
+        self.generation = 0
+        self.complete = regions is not None
+        self.modules: tuple[Module, ...] = ()
+        self.regions: tuple[Region, ...] = ()
+        self._starts: list[int] = []
+        self._table: list[tuple[int, Module]] = []
+        self._region_starts: list[int] = []
+        self._set(tuple(modules), None if regions is None else tuple(regions))
+
+    def _set(self, modules: tuple[Module, ...], regions: tuple[Region, ...] | None) -> None:
+        ranges = sorted(
+            ((start, end, module) for module in modules for start, end in module.ranges),
+            key=lambda entry: entry[0],
+        )
+        if regions is None:
+            regions = tuple(
+                Region(start, end, _may_execute(module, start, end), module.name)
+                for start, end, module in ranges
+            )
+        self._starts = [start for start, _, _ in ranges]
+        self._table = [(end, module) for _, end, module in ranges]
+        self.modules = modules
+        self.regions = tuple(sorted(regions, key=lambda region: region.start))
+        self._region_starts = [region.start for region in self.regions]
+
+    def find(self, address: int) -> Module | None:
+        """The module that has `address` in one of its ranges, or None."""
+        at = bisect_right(self._starts, address) - 1
+        if at < 0:
+            return None
+        end, module = self._table[at]
+        return module if address < end else None
+
+    def region(self, address: int) -> Region | None:
+        """The mapping that holds `address`, or None."""
+        at = bisect_right(self._region_starts, address) - 1
+        if at < 0:
+            return None
+        region = self.regions[at]
+        return region if address < region.end else None
+
+    def executable(self, address: int) -> bool:
+        """Whether code may run at `address`."""
+        region = self.region(address)
+        return region is not None and region.executable
+
+
+def _may_execute(module: Module, start: int, end: int) -> bool:
+    """Whether [start, end) of `module` meets an executable segment of its image."""
+    if module.image is None:
+        return True
+    low, high = module.to_vaddr(start), module.to_vaddr(end - 1)
+    return any(
+        segment.executable and segment.vaddr <= high and low < segment.vaddr + segment.memory_size
+        for segment in module.image.segments
+    )

@@ -1,0 +1,316 @@
+"""Unwinder: a snapshot in, a stack out; every register, every kind of row, every stop explained."""
+
+from __future__ import annotations
+
+from unwind.errors import FormatError, MemoryFault, UnknownRegister, UnwindError
+from unwind.frames import End, Frame, Stack, Trust
+from unwind.lookup import Lookup
+from unwind.modules import State
+from unwind.rules import NoRow
+from unwind.snapshot import Place
+from unwind.sources.cfi import CfiSource
+from unwind.sources.entry import EntrySource
+from unwind.sources.frame_pointer import FramePointerSource
+from unwind.sources.trampoline import TrampolineSource
+from unwind.step import apply
+from unwind.values import Value
+
+__all__ = ["DEFAULT_LIMIT", "Step", "Stop", "Unwinder", "default_sources", "unwind"]
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from unwind.architecture import Architecture
+    from unwind.modules import Module
+    from unwind.protocols import Memory, RowSource
+    from unwind.registers import Registers
+    from unwind.rules import Row
+    from unwind.snapshot import Snapshot
+    from unwind.space import AddressSpace
+    from unwind.step import Caller
+
+# Hostile CFI can go on for ever without reading memory.
+DEFAULT_LIMIT = 1_000_000
+
+# A row of these describes the code; what it cannot read is missing, and no guess mends that.
+_STRONG = frozenset({Trust.CFI, Trust.PDR, Trust.TRAMPOLINE})
+
+# This many zero bytes from a zero return address on: the stack is wiped, not at its end.
+_WIPED = 128
+
+
+class Step(Value):
+    """A step from one frame to its caller: by which row, of which trust, what was refused first."""
+
+    row: Row
+    trust: str
+    caller: Caller
+    refused: tuple[tuple[str, NoRow], ...] = ()
+
+
+class Stop(Value):
+    """No step: why, in a word of `End` and a sentence, with the error behind it."""
+
+    end: str
+    detail: str = ""
+    error: UnwindError | None = None
+    row: Row | None = None  # the row that said so, where there was one
+    trust: str = ""
+    refused: tuple[tuple[str, NoRow], ...] = ()
+    cfa: int | None = None
+
+
+def unwind(snapshot: Snapshot, limit: int = DEFAULT_LIMIT) -> Stack:
+    """The stack of one snapshot. For many, keep an Unwinder: it remembers rows."""
+    return Unwinder(snapshot.space.arch, limit=limit).unwind(snapshot)
+
+
+def default_sources(arch: Architecture, fallback: bool = True) -> list[RowSource]:
+    """The sources of rows, best first; without `fallback` only those that know, not guess."""
+    sources: list[RowSource] = [CfiSource(arch), TrampolineSource(arch), EntrySource(arch)]
+    if fallback:
+        sources.append(FramePointerSource(arch))
+    return sources
+
+
+class Unwinder:
+    """Walks stacks of one architecture. It remembers rows and so belongs to one thread."""
+
+    def __init__(
+        self,
+        arch: Architecture,
+        sources: Iterable[RowSource] | None = None,
+        limit: int = DEFAULT_LIMIT,
+    ):
+        self.arch = arch
+        self.lookup = Lookup(default_sources(arch) if sources is None else sources)
+        self.limit = limit
+
+    def unwind(self, snapshot: Snapshot, limit: int | None = None) -> Stack:
+        """All frames, innermost first, and why there are no more. It does not raise."""
+        limit = self.limit if limit is None else limit
+        try:
+            place, trust = self.innermost(snapshot), Trust.CONTEXT
+        except UnknownRegister as error:
+            return Stack((), End.UNKNOWN_REGISTER, f"the innermost pc: {error}", error)
+        frames: list[Frame] = []
+        guard = _Guard(place.space)
+        while True:
+            result = self.step(place)
+            if isinstance(result, Step):
+                result = guard.check(place, result)
+            frames.append(_frame(place, trust, result))
+            if isinstance(result, Stop):
+                return Stack(tuple(frames), result.end, result.detail, result.error)
+            if len(frames) >= limit:
+                return Stack(tuple(frames), End.LIMIT, f"only {limit} frames were asked for")
+            place, trust = self.caller(place, result), result.trust
+
+    def innermost(self, snapshot: Snapshot) -> Place:
+        """The place of frame 0. UnknownRegister where the snapshot has no pc."""
+        pc = self.arch.innermost(self.arch, snapshot.registers)
+        return _place(snapshot.space, snapshot.registers, snapshot.memory, pc, pc, False)
+
+    def caller(self, place: Place, step: Step) -> Place:
+        """The place to which `step` leads from `place`.
+
+        A return address is looked up within the call before it; what a signal interrupted is
+        looked up where it stood (DWARF 5 §6.4.4; the augmentation S).
+        """
+        pc = step.caller.pc
+        assert pc is not None, "a Step has a caller; without one there is a Stop"
+        called = not step.row.signal
+        lookup_pc = pc - self.arch.call_size if called else pc
+        return _place(place.space, step.caller.registers, place.memory, pc, lookup_pc, called)
+
+    def step(self, place: Place) -> Step | Stop:
+        """The step out of `place` by the best row that leads somewhere, or why there is none."""
+        refused: list[tuple[str, NoRow]] = []
+        for trust, row in self.lookup.rows_at(place):
+            if isinstance(row, NoRow):
+                refused.append((trust, row))
+                continue
+            bias = place.module.bias if place.module is not None else 0
+            try:
+                caller = apply(row, place.registers, place.memory, self.arch, bias)
+            except UnwindError as error:
+                if trust in _STRONG:
+                    return _stopped_by(error, place, row, trust, tuple(refused))
+                refused.append((trust, NoRow(str(error))))
+                continue
+            stop = self._judge(place, row, trust, caller, tuple(refused))
+            if isinstance(stop, NoRow):
+                refused.append((trust, stop))
+                continue
+            return stop or Step(row, trust, caller, tuple(refused))
+        return _no_row(place, tuple(refused))
+
+    def _judge(
+        self,
+        place: Place,
+        row: Row,
+        trust: str,
+        caller: Caller,
+        refused: tuple[tuple[str, NoRow], ...],
+    ) -> Stop | NoRow | None:
+        """A Stop where the row leads to the end, NoRow where it is not believable, else None."""
+        facts = {"row": row, "trust": trust, "refused": refused, "cfa": caller.cfa}
+        pc = caller.pc
+        if pc is None:
+            return Stop(End.OUTERMOST, row.origin.note, **facts)
+        if row.signal and (pc or caller.registers.get(self.arch.sp)):
+            return None  # whatever was interrupted, a call through a null pointer included
+        if pc == 0:
+            if trust in _STRONG and self._wiped(place.memory, caller.cfa - self.arch.word):
+                detail = (
+                    f"the return address of {place.pc:#x} is zero, and so is all the stack around "
+                    f"{caller.cfa - self.arch.word:#x}: it was overwritten or not saved"
+                )
+                return Stop(End.NO_MODULE, detail, **facts)
+            return Stop(End.OUTERMOST, "the return address is zero", **facts)
+        if trust not in _STRONG:
+            return self._doubt(place, pc)
+        if place.space.complete and not place.space.executable(pc):
+            where = place.space.region(pc)
+            lies = f"in {where.name or 'memory'} that is not executable" if where else "nowhere"
+            detail = (
+                f"the return address {pc:#x}, found with CFA {caller.cfa:#x}, lies {lies}: "
+                "the stack is damaged below, or a register it depends on"
+            )
+            return Stop(End.NO_MODULE, detail, **facts)
+        return None
+
+    def _doubt(self, place: Place, pc: int) -> NoRow | None:
+        """Why a return address that a guess led to is none: code must lie there, after a call."""
+        if not place.space.executable(pc):
+            return NoRow(f"it leads to {pc:#x}, which is not executable")
+        arch = self.arch
+        try:
+            if arch.follows_call(place.memory.read(pc - arch.call_window, arch.call_window)):
+                return None
+            for known in arch.trampolines:
+                if place.memory.read(pc, len(known.pattern)) == known.pattern:
+                    return None
+        except MemoryFault as fault:
+            return NoRow(f"it leads to {pc:#x}, whose code cannot be checked: {fault}")
+        return NoRow(f"it leads to {pc:#x}, which follows no call")
+
+    def _wiped(self, memory: Memory, address: int) -> bool:
+        try:
+            return not any(memory.read(address, _WIPED))
+        except MemoryFault:
+            return False
+
+
+class _Guard:
+    """Sees to it that a walk gets somewhere (a Step passes, or becomes a Stop)."""
+
+    __slots__ = ("cfa", "seen", "signal", "space")
+
+    def __init__(self, space: AddressSpace):
+        self.space = space
+        self.seen: set[tuple[int, int]] = set()
+        self.cfa = 0
+        self.signal = False
+
+    def check(self, place: Place, step: Step) -> Step | Stop:
+        """`step` itself, or no-progress: a repeated (pc, CFA), or a CFA that goes down.
+
+        A lawful switch of stacks leads into another mapping; a signal may be handled on a stack
+        above the interrupted one in the same mapping (an array in a frame of main's).
+        """
+        cfa = step.caller.cfa
+        detail = ""
+        if (place.pc, cfa) in self.seen:
+            detail = f"pc {place.pc:#x} with CFA {cfa:#x} was met before"
+        elif cfa < self.cfa and not self.signal:
+            here = self.space.region(cfa)
+            if here is not None and here is self.space.region(self.cfa):
+                detail = f"the CFA goes down from {self.cfa:#x} to {cfa:#x} in one mapping"
+        self.seen.add((place.pc, cfa))
+        self.cfa, self.signal = cfa, step.row.signal
+        if not detail:
+            return step
+        return Stop(End.NO_PROGRESS, detail, None, step.row, step.trust, step.refused, cfa)
+
+
+def _place(
+    space: AddressSpace,
+    registers: Registers,
+    memory: Memory,
+    pc: int,
+    lookup_pc: int,
+    called: bool,
+) -> Place:
+    module = space.find(lookup_pc)
+    image = module.image if module is not None else None
+    vaddr = module.to_vaddr(lookup_pc) if module is not None else lookup_pc
+    return Place(image, module, vaddr, pc, space, registers, memory, called)
+
+
+def _frame(place: Place, trust: str, result: Step | Stop) -> Frame:
+    cfa = result.caller.cfa if isinstance(result, Step) else result.cfa
+    signal = result.row is not None and result.row.signal
+    arch = place.space.arch
+    lookup_pc = place.pc - arch.call_size if place.called else place.pc
+    if result.trust == Trust.TRAMPOLINE and trust != Trust.CONTEXT:
+        trust = Trust.TRAMPOLINE  # what is at pc is known by its bytes alone
+    return Frame(
+        place.pc, lookup_pc, place.registers, place.module, trust, place.called, cfa, signal
+    )
+
+
+def _stopped_by(
+    error: UnwindError,
+    place: Place,
+    row: Row,
+    trust: str,
+    refused: tuple[tuple[str, NoRow], ...],
+) -> Stop:
+    """The Stop for a row that could not be applied."""
+    where = f"the caller of {place.pc:#x}: "
+    match error:
+        case MemoryFault():
+            end = End.MEMORY_FAULT
+            detail = f"{where}{error}"
+        case UnknownRegister(number=number):
+            end = End.UNKNOWN_REGISTER
+            name = place.space.arch.register_name(number)
+            detail = f"{where}its row needs {name}, which is not known here"
+        case FormatError():
+            end = End.BAD_CFI
+            detail = f"{where}{_module_name(place.module)}{error}"
+        case _:
+            end, detail = End.BAD_CFI, f"{where}{error}"
+    return Stop(end, detail, error, row, trust, refused)
+
+
+def _no_row(place: Place, refused: tuple[tuple[str, NoRow], ...]) -> Stop:
+    """The Stop for a place that no source has a row for."""
+    module = place.module
+    broken = next((no.reason for _, no in refused if no.failed), None)
+    if broken is not None:
+        return Stop(End.BAD_CFI, f"{_module_name(module)}{broken}", None, None, "", refused)
+    if module is None:
+        region = place.space.region(place.pc)
+        what = f"in {region.name or 'an anonymous mapping'}" if region else "in no mapping"
+        detail = f"pc {place.pc:#x} lies {what}, so there is no CFI for it"
+        return Stop(End.NO_MODULE, detail + _others(refused), None, None, "", refused)
+    if module.image is None or module.state in (State.MISSING, State.MISMATCH):
+        build_id = f" (build-id {module.build_id.hex()})" if module.build_id else ""
+        looked = "; ".join(module.tried) or "no file was looked for"
+        detail = f"the file of {module.name}{build_id} is needed: {looked}"
+        return Stop(End.NO_MODULE, detail, None, None, "", refused)
+    detail = f"{module.name} has no CFI for {place.pc:#x} (vaddr {place.vaddr:#x})"
+    return Stop(End.NO_ROW, detail + _others(refused), None, None, "", refused)
+
+
+def _others(refused: tuple[tuple[str, NoRow], ...]) -> str:
+    """What the sources other than CFI said, for the end sentence."""
+    said = [f"{trust}: {no.reason}" for trust, no in refused if trust != Trust.CFI]
+    return "; " + "; ".join(said) if said else ""
+
+
+def _module_name(module: Module | None) -> str:
+    return f"{module.name}: " if module is not None else ""

@@ -1,0 +1,177 @@
+"""One JSON document for a source and its stacks: the schema unwind-stack/1."""
+
+from __future__ import annotations
+
+from unwind.writers.escape import escape
+
+__all__ = ["SCHEMA", "document", "dumps"]
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable
+    from typing import Any
+
+    from unwind.architecture import Architecture
+    from unwind.explain import Explanation
+    from unwind.frames import Frame, Stack
+    from unwind.modules import Module
+    from unwind.snapshot import Snapshot, Source
+    from unwind.symbols.names import Name
+
+SCHEMA = "unwind-stack/1"
+
+
+def document(
+    source: Source,
+    modules: Iterable[Module],
+    threads: Iterable[tuple[Snapshot, Stack]],
+    name: Callable[[Module | None, int, int], Name],
+    *,
+    registers: bool = False,
+    explain: Callable[[Snapshot, Frame], Explanation] | None = None,
+) -> dict[str, Any]:
+    """The whole document as plain dicts and lists; addresses are hexadecimal strings."""
+    listed = list(modules)
+    index = {id(module): n for n, module in enumerate(listed)}
+    arch = source.arch
+
+    def frame_of(snapshot: Snapshot, frame: Frame) -> dict[str, Any]:
+        found = _frame(frame, arch, index, name)
+        if registers:
+            found["registers"] = {
+                arch.register_name(n): hex(value) for n, value in sorted(frame.registers.items())
+            }
+        if explain is not None:
+            found["explain"] = explanation(explain(snapshot, frame))
+        return found
+
+    stacks = [
+        {**_thread(s), "frames": [frame_of(s, f) for f in stack.frames], "end": _end(stack)}
+        for s, stack in threads
+    ]
+    return {
+        "schema": SCHEMA,
+        "source": _source(source),
+        "modules": [_module(module) for module in listed],
+        "threads": stacks,
+    }
+
+
+def dumps(value: dict[str, Any]) -> str:
+    """The document as text that is valid UTF-8 whatever the source's names hold."""
+    import json
+
+    return json.dumps(value, ensure_ascii=True, separators=(",", ":"))
+
+
+def _text(text: str) -> str:
+    """Only what UTF-8 cannot carry is escaped: JSON has its own way for control characters."""
+    return "".join(c if not 0xD800 <= ord(c) <= 0xDFFF else escape(c) for c in text)
+
+
+def _source(source: Source) -> dict[str, Any]:
+    found: dict[str, Any] = {"kind": source.kind, "arch": source.arch.name}
+    if source.path:
+        found["path"] = _text(source.path)
+    if source.pid is not None:
+        found["pid"] = source.pid
+    if source.command is not None:
+        found["command"] = _text(source.command)
+    if source.signal is not None:
+        signal = source.signal
+        found["signal"] = {"number": signal.number}
+        if signal.number in source.arch.signals:
+            found["signal"]["name"] = source.arch.signals[signal.number]
+        if signal.code is not None:
+            found["signal"]["code"] = signal.code
+        if signal.address is not None:
+            found["signal"]["address"] = hex(signal.address)
+    found["warnings"] = [_text(warning) for warning in source.warnings]
+    return found
+
+
+def _module(module: Module) -> dict[str, Any]:
+    image = module.image
+    return {
+        "start": hex(module.start),
+        "end": hex(module.end),
+        "bias": hex(module.bias & 0xFFFF_FFFF_FFFF_FFFF),
+        "name": _text(module.name),
+        "file": _text(module.file) if module.file is not None else None,
+        "build_id": module.build_id.hex() if module.build_id is not None else None,
+        "state": module.state,
+        "unwind": list(image.unwind_kinds) if image is not None else [],
+        "debug_file": _text(image.debug.path) if image is not None and image.debug else None,
+    }
+
+
+def _thread(snapshot: Snapshot) -> dict[str, Any]:
+    found: dict[str, Any] = {"tid": snapshot.tid, "crashed": snapshot.crashed}
+    if snapshot.pid:
+        found["pid"] = snapshot.pid
+    if snapshot.name is not None:
+        found["name"] = _text(snapshot.name)
+    if snapshot.time is not None:
+        found["time"] = snapshot.time
+    if snapshot.event is not None:
+        found["event"] = snapshot.event
+    return found
+
+
+def _frame(
+    frame: Frame,
+    arch: Architecture,
+    index: dict[int, int],
+    name: Callable[[Module | None, int, int], Name],
+) -> dict[str, Any]:
+    module = frame.module
+    found: dict[str, Any] = {"pc": hex(frame.pc), "trust": frame.trust, "inline": False}
+    if frame.cfa is not None:
+        found["cfa"] = hex(frame.cfa)
+    if arch.sp in frame.registers:
+        found["sp"] = hex(frame.registers[arch.sp])
+    found["module"] = index.get(id(module)) if module is not None else None
+    if module is not None:
+        found["vaddr"] = hex(module.to_vaddr(frame.pc))
+    called = name(module, frame.pc, frame.pc if frame.signal else frame.lookup_pc)
+    found["function"] = _text(called.function) if called.function is not None else None
+    found["symbol"] = _text(called.symbol) if called.symbol is not None else None
+    found["offset"] = hex(called.offset) if called.offset is not None else None
+    found["signal"] = frame.signal
+    return found
+
+
+def _end(stack: Stack) -> dict[str, Any]:
+    end = {"reason": stack.end}
+    if stack.detail:
+        end["detail"] = _text(stack.detail)
+    return end
+
+
+def explanation(said: Explanation) -> dict[str, Any]:
+    """An Explanation as plain dicts and lists."""
+    found: dict[str, Any] = {
+        "refused": [{"source": trust, "reason": _text(no.reason)} for trust, no in said.refused]
+    }
+    if said.row is None:
+        return found
+    origin = said.row.origin
+    found["by"] = said.trust
+    found["section"] = origin.section
+    if origin.fde >= 0:
+        found["fde"], found["cie"] = hex(origin.fde), hex(origin.cie)
+    if origin.note:
+        found["note"] = origin.note
+    if said.row.end > said.row.start:
+        found["row"] = {"start": hex(said.row.start), "end": hex(said.row.end)}
+    found["rules"] = [
+        {
+            "register": rule.name,
+            "formula": rule.formula,
+            **({"address": hex(rule.address)} if rule.address is not None else {}),
+            **({"value": hex(rule.value)} if rule.value is not None else {}),
+            **({"problem": _text(rule.problem)} if rule.problem else {}),
+        }
+        for rule in said.rules
+    ]
+    return found

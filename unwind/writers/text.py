@@ -1,0 +1,163 @@
+"""The text that a gdb or eu-stack user reads at once: a header, then each thread's frames."""
+
+from __future__ import annotations
+
+from unwind.frames import End, Trust
+from unwind.signals import CODES
+from unwind.writers.escape import escape
+
+__all__ = ["TextWriter"]
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Iterator, Sequence
+
+    from unwind.architecture import Architecture
+    from unwind.frames import Frame, Stack, Trace
+    from unwind.modules import Module
+    from unwind.snapshot import Snapshot, Source
+    from unwind.symbols.names import Name
+
+# Of a longer stack the text shows the first and the last frames: who overflows, and who began it.
+SHOWN_FIRST, SHOWN_LAST = 1024, 16
+
+# SGR codes (ECMA-48 §8.3.117).
+_BOLD, _FUNCTION, _DIM, _WARNING = "1", "36", "2", "33"
+
+
+class TextWriter:
+    """Lines for a source and its threads.
+
+    `name(module, pc, lookup_pc)` names a place. With `shorten`, only the two ends of a very long
+    stack are shown. `notes(snapshot, frame)` gives further lines for below a frame.
+    """
+
+    def __init__(
+        self,
+        arch: Architecture,
+        name: Callable[[Module | None, int, int], Name],
+        colour: bool = False,
+        shorten: bool = True,
+        registers: bool = False,
+    ):
+        self.arch = arch
+        self.name = name
+        self.colour = colour
+        self.shorten = shorten
+        self.registers = registers
+        self._digits = 2 * arch.word
+        self._places: dict[tuple[object, int, int], str] = {}
+
+    def header(self, source: Source) -> Iterator[str]:
+        """The program, its pid and the signal that ended it."""
+        command = escape(source.command) if source.command is not None else "unknown"
+        pid = f" (pid {source.pid})" if source.pid is not None else ""
+        yield self._paint(_BOLD, "program: ") + command + pid
+        signal = source.signal
+        if signal is not None:
+            name = self.arch.signals.get(signal.number, "signal")
+            address = f", address {signal.address:#x}" if signal.address is not None else ""
+            meaning = CODES.get((name, signal.code or 0))
+            meaning = f" ({meaning})" if meaning else ""
+            yield self._paint(_BOLD, "signal:  ") + f"{name} ({signal.number}){address}{meaning}"
+        if source.time is not None:
+            yield self._paint(_BOLD, "time:    ") + f"{source.time}"
+
+    def thread(self, snapshot: Snapshot) -> str:
+        """The line above a thread's frames."""
+        name = f' "{escape(snapshot.name)}"' if snapshot.name else ""
+        crashed = " (crashed)" if snapshot.crashed else ""
+        return self._paint(_BOLD, f"thread {snapshot.tid}{name}{crashed}:")
+
+    def trace(self, snapshot: Snapshot, trace: Trace) -> Iterator[str]:
+        """The frames of a walk that went by CFI all the way out."""
+        space, place, step = snapshot.space, self._place, self.arch.call_size
+        for n in self._shown(len(trace.pcs)):
+            if n < 0:
+                yield self._left_out(-n)
+                continue
+            pc = trace.pcs[n]
+            lookup_pc = pc - step if n else pc
+            yield f"#{n:<2} {place(space.find(lookup_pc), pc, lookup_pc)}"
+
+    def stack(
+        self, stack: Stack, notes: Callable[[Frame], Iterable[str]] | None = None
+    ) -> Iterator[str]:
+        """The frames of a stack, each with its trust, and why there are no more."""
+        for n in self._shown(len(stack.frames)):
+            if n < 0:
+                yield self._left_out(-n)
+                continue
+            frame = stack.frames[n]
+            lookup_pc = frame.pc if frame.signal else frame.lookup_pc
+            line = f"#{n:<2} {self._place(frame.module, frame.pc, lookup_pc)}"
+            yield line + self._paint(_WARNING, _tags(frame))
+            if self.registers:
+                yield from self._registers(frame)
+            if notes is not None:
+                yield from notes(frame)
+        if stack.end != End.OUTERMOST:
+            said = f"stack ends here: {stack.end}"
+            yield "    " + self._paint(_WARNING, said) + f": {escape(stack.detail)}"
+
+    def modules(self, modules: Sequence[Module]) -> Iterator[str]:
+        """The module table: where each lies, its build-id, and what was found of it."""
+        yield self._paint(_BOLD, "modules:")
+        for module in sorted(modules, key=lambda module: module.start):
+            build_id = module.build_id.hex() if module.build_id else "no build-id"
+            kinds = "+".join(module.image.unwind_kinds) if module.image is not None else ""
+            yield (
+                f"{module.start:#0{self._digits + 2}x}-{module.end:#0{self._digits + 2}x} "
+                f"{module.state:<11} {kinds or 'no CFI':<20} {build_id:<40} {escape(module.name)}"
+            )
+            if module.file is not None and module.file != module.name:
+                yield f"    read from {escape(module.file)}"
+            for tried in module.tried if module.state != "ok" else ():
+                yield f"    {escape(tried)}"
+
+    def _shown(self, count: int) -> Iterable[int]:
+        """The numbers of the frames to show; a negative one stands for so many left out."""
+        if not self.shorten or count <= SHOWN_FIRST + SHOWN_LAST:
+            return range(count)
+        gap = count - SHOWN_FIRST - SHOWN_LAST
+        return (*range(SHOWN_FIRST), -gap, *range(count - SHOWN_LAST, count))
+
+    def _left_out(self, count: int) -> str:
+        return self._paint(_WARNING, f"    ... {count} frames left out ...")
+
+    def _place(self, module: Module | None, pc: int, lookup_pc: int) -> str:
+        key = (module, pc, lookup_pc)
+        text = self._places.get(key)
+        if text is None:
+            text = self._places[key] = self._new_place(module, pc, lookup_pc)
+        return text
+
+    def _new_place(self, module: Module | None, pc: int, lookup_pc: int) -> str:
+        address = self._paint(_DIM, f"{pc:#0{self._digits + 2}x}")
+        if module is None:
+            return f"{address} ??"
+        name = self.name(module, pc, lookup_pc)
+        file = escape(module.name.rpartition("/")[2])
+        if name.function is None:
+            return f"{address} ?? ({file}+{module.to_vaddr(pc):#x})"
+        function = self._paint(_FUNCTION, escape(name.function))
+        return f"{address} {function}+{name.offset:#x} ({file})"
+
+    def _registers(self, frame: Frame) -> Iterator[str]:
+        known = [
+            f"{self.arch.register_name(number):>8} {value:#0{self._digits + 2}x}"
+            for number, value in sorted(frame.registers.items())
+        ]
+        for n in range(0, len(known), 3):
+            yield "    " + " ".join(known[n : n + 3])
+
+    def _paint(self, code: str, text: str) -> str:
+        return f"\x1b[{code}m{text}\x1b[0m" if self.colour and text else text
+
+
+def _tags(frame: Frame) -> str:
+    """What is not plain about a frame: how it was found, where not by CFI, and a signal's."""
+    tags = ["signal"] if frame.signal else []
+    if frame.trust not in (Trust.CONTEXT, Trust.CFI):
+        tags.append(frame.trust)
+    return f" [{', '.join(tags)}]" if tags else ""
