@@ -113,6 +113,8 @@ def objection(importer: str, wanted: Import) -> str | None:
         return None
     if target == "protocols":
         return None if wanted.checked_only else "protocols are for type checkers: TYPE_CHECKING"
+    if target == "__init__" and wanted.module.count(".") > 1:
+        return "no such module"
     if target == "__init__":
         return "names come from the module that defines them, not from the root"
     if importer == "testing.model":
@@ -175,6 +177,7 @@ def test_packages_with_an_order_of_their_own_have_one() -> None:
         ("elf", "def f():\n    from unwind import unwinder", "in a layer below"),
         ("elf", "from unwind.architecture import Architecture", "a neighbour"),
         ("elf", "from unwind import Frame", "names come from the module"),
+        ("elf", "from unwind.elves import Elf", "no such module"),
         ("elf", "from .errors import FormatError", "absolute"),
         ("elf", "from arch import x86_64", "second copy"),
         ("elf", "from transports.core import TRANSPORT", "second copy"),
