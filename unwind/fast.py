@@ -1,4 +1,4 @@
-"""The fast walk: the pcs of a stack by integers alone, or None where only the exact walk will do."""
+"""The fast walk: the pcs of a stack by integers alone, or None where the exact walk is needed."""
 
 from __future__ import annotations
 

@@ -112,6 +112,11 @@ class Unwinder:
         pc = self.arch.innermost(self.arch, snapshot.registers)
         return _place(snapshot.space, snapshot.registers, snapshot.memory, pc, pc, False)
 
+    def place(self, snapshot: Snapshot, frame: Frame) -> Place:
+        """The place of a frame that a walk of `snapshot` found."""
+        registers, memory = frame.registers, snapshot.memory
+        return _place(snapshot.space, registers, memory, frame.pc, frame.lookup_pc, frame.called)
+
     def caller(self, place: Place, step: Step) -> Place:
         """The place to which `step` leads from `place`.
 

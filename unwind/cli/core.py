@@ -1,0 +1,273 @@
+"""unwind-core: a core dump in, the stack of each of its threads out."""
+
+from __future__ import annotations
+
+import sys
+
+from unwind.cli.plumbing import Progress, add_common_options, run, warn, wants_colour
+from unwind.errors import SourceError
+from unwind.frames import End
+
+__all__ = ["main", "parser"]
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from argparse import ArgumentParser, Namespace
+    from collections.abc import Callable, Iterable, Iterator, Sequence
+
+    from unwind.frames import Frame
+    from unwind.snapshot import Snapshot
+    from unwind.transports.core import CoreSource
+
+_EXAMPLES = """\
+examples:
+  unwind-core core.1234
+      the stack of each thread, the crashed one first
+  unwind-core core.1234 --sysroot rootfs --debug-dir debug --explain
+      a core of another machine, and how each frame was found
+"""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command; the exit code comes back."""
+    return run(parser, _command, argv)
+
+
+def parser() -> ArgumentParser:
+    """The command line, for the command itself, its man page and its completion."""
+    import argparse
+
+    made = argparse.ArgumentParser(
+        prog="unwind-core",
+        description="Print the stack of each thread of a core dump, how sure each frame is, "
+        "and why a stack ends where it does.",
+        epilog=_EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        add_help=False,
+    )
+    made.add_argument("core", metavar="CORE", help="the core, also compressed; - is standard input")
+    _add_output_options(made)
+    _add_file_options(made)
+    group = made.add_argument_group("how to unwind")
+    group.add_argument(
+        "-n", "--max-frames", type=_count, metavar="N", help="stop after N frames of a thread"
+    )
+    group.add_argument(
+        "--no-fallback", action="store_true", help="no guesses where a module has no CFI"
+    )
+    group.add_argument(
+        "--strict",
+        action="store_true",
+        help="exit 1 when a printed stack does not reach its outermost frame",
+    )
+    add_common_options(made)
+    return made
+
+
+def _add_output_options(made: ArgumentParser) -> None:
+    group = made.add_argument_group("what to print")
+    group.add_argument("--json", action="store_true", help="one JSON document (unwind-stack/1)")
+    group.add_argument(
+        "--thread",
+        type=int,
+        action="append",
+        metavar="TID",
+        help="only this thread; may be repeated",
+    )
+    group.add_argument("-r", "--registers", action="store_true", help="the registers of each frame")
+    group.add_argument(
+        "-m",
+        "--modules",
+        action="store_true",
+        help="the modules, their build-ids, and what was found of each",
+    )
+    group.add_argument(
+        "--explain",
+        action="store_true",
+        help="for each frame the row and its rules, what they read, and what was refused",
+    )
+    group.add_argument("-q", "--quiet", action="store_true", help="no header")
+
+
+def _add_file_options(made: ArgumentParser) -> None:
+    group = made.add_argument_group("where the modules' files are")
+    group.add_argument("-e", "--executable", metavar="FILE", help="the program that crashed")
+    group.add_argument(
+        "--module",
+        action="append",
+        default=[],
+        type=_pair,
+        metavar="OLD=NEW",
+        help="read NEW for what the core calls OLD; may be repeated",
+    )
+    group.add_argument(
+        "--sysroot", metavar="DIR", help="look for recorded paths below DIR, and nowhere else"
+    )
+    group.add_argument(
+        "--debug-dir",
+        action="append",
+        default=[],
+        metavar="DIR",
+        help="look for binaries and debug files by build-id in DIR/.build-id; may be repeated",
+    )
+
+
+def _command(options: Namespace) -> int:
+    from unwind.files import Files
+    from unwind.transports.core import TRANSPORT
+
+    progress = Progress("reading")
+    with (
+        Files(
+            executable=options.executable,
+            module_map=dict(options.module),
+            sysroot=options.sysroot,
+            debug_dirs=options.debug_dir,
+            progress=progress,
+        ) as files,
+        TRANSPORT.open(options.core, files) as source,
+    ):
+        progress.close()
+        return _Report(options, source).print()
+
+
+class _Report:
+    """One run of the command over one opened core."""
+
+    def __init__(self, options: Namespace, source: CoreSource):
+        from unwind.symbols.names import Names
+        from unwind.symbols.table import TableSymbolizer
+        from unwind.unwinder import DEFAULT_LIMIT, Unwinder, default_sources
+
+        self.options = options
+        self.source = source
+        sources = default_sources(source.arch, fallback=not options.no_fallback)
+        self.unwinder = Unwinder(source.arch, sources, options.max_frames or DEFAULT_LIMIT)
+        self.names = Names(TableSymbolizer())
+
+    def print(self) -> int:
+        """Print what was asked for; 1 when strictness was asked for and not met."""
+        snapshots = self._chosen()
+        complete = self._json(snapshots) if self.options.json else self._text(snapshots)
+        for name, problem in self.names.problems.items():
+            self._warn(f"{name}: no symbols: {problem}")
+        return 1 if self.options.strict and not complete else 0
+
+    def _chosen(self) -> list[Snapshot]:
+        """The threads to print, the crashed one first."""
+        snapshots = list(self.source.snapshots())
+        for warning in self.source.warnings:
+            self._warn(warning)
+        wanted = self.options.thread
+        if wanted:
+            chosen = [snapshot for snapshot in snapshots if snapshot.tid in wanted]
+            missing = set(wanted) - {snapshot.tid for snapshot in chosen}
+            if missing:
+                known = ", ".join(str(snapshot.tid) for snapshot in snapshots[:20])
+                more = ", ..." if len(snapshots) > 20 else ""
+                raise SourceError(
+                    f"no thread {min(missing)}", self.source.path, f"it has {known}{more}"
+                )
+            snapshots = chosen
+        if not snapshots:
+            raise SourceError("the core holds no thread", self.source.path)
+        return sorted(snapshots, key=lambda snapshot: not snapshot.crashed)
+
+    def _json(self, snapshots: list[Snapshot]) -> bool:
+        from unwind.explain import Explanation, explain
+        from unwind.writers.json_document import document, dumps
+
+        walked = [(snapshot, self.unwinder.unwind(snapshot)) for snapshot in snapshots]
+
+        def how(snapshot: Snapshot, frame: Frame) -> Explanation:
+            return explain(self.unwinder, self.unwinder.place(snapshot, frame))
+
+        made = document(
+            self.source,
+            self.source.space.modules,
+            walked,
+            self.names.name,
+            registers=self.options.registers,
+            explain=how if self.options.explain else None,
+        )
+        print(dumps(made))
+        return all(stack.end == End.OUTERMOST for _, stack in walked)
+
+    def _text(self, snapshots: list[Snapshot]) -> bool:
+        from unwind.fast import FastUnwinder
+        from unwind.frames import Trace
+        from unwind.writers.text import TextWriter
+
+        options = self.options
+        writer = TextWriter(
+            self.source.arch,
+            self.names.name,
+            colour=wants_colour(),
+            shorten=options.max_frames is None,
+            registers=options.registers,
+        )
+        if not options.quiet:
+            _put(writer.header(self.source))
+        if options.modules:
+            _put(writer.modules(self.source.space.modules))
+        fast = FastUnwinder(self.unwinder)
+        exact = options.registers or options.explain
+        complete = True
+        progress = Progress("unwinding")
+        for n, snapshot in enumerate(snapshots):
+            progress(n, len(snapshots))
+            lines = [] if options.quiet and not n else [""]
+            lines.append(writer.thread(snapshot))
+            pcs = None if exact else fast.pcs(snapshot)
+            if pcs is not None:
+                lines.extend(writer.trace(snapshot, Trace(tuple(pcs), End.OUTERMOST)))
+            else:
+                stack = self.unwinder.unwind(snapshot)
+                complete = complete and stack.end == End.OUTERMOST
+                lines.extend(writer.stack(stack, self._notes(snapshot)))
+            _put(lines)
+        progress.close()
+        return complete
+
+    def _notes(self, snapshot: Snapshot) -> Callable[[Frame], Iterable[str]] | None:
+        """What --explain prints below a frame, None where it is not asked for."""
+        if not self.options.explain:
+            return None
+        from unwind.explain import explain
+        from unwind.writers.explanation import explanation_lines
+
+        def notes(frame: Frame) -> Iterator[str]:
+            place = self.unwinder.place(snapshot, frame)
+            return explanation_lines(frame, explain(self.unwinder, place))
+
+        return notes
+
+    def _warn(self, text: str) -> None:
+        from unwind.writers.escape import escape
+
+        warn("unwind-core", escape(text))
+
+
+def _put(lines: Iterable[str]) -> None:
+    text = "\n".join(lines)
+    if text or lines:
+        sys.stdout.write(text + "\n")
+
+
+def _count(text: str) -> int:
+    """argparse: a positive number."""
+    if (number := int(text)) < 1:
+        raise ValueError(text)
+    return number
+
+
+def _pair(text: str) -> tuple[str, str]:
+    """argparse: OLD=NEW, divided at the first `=`."""
+    old, equals, new = text.partition("=")
+    if not (old and equals and new):
+        raise ValueError(text)
+    return old, new
+
+
+if __name__ == "__main__":
+    sys.exit(main())
