@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 
-from unwind.cli.plumbing import Progress, add_common_options, run, warn, wants_colour
+from unwind.cli.plumbing import Progress, add_common_options, run, wants_colour, warn
 from unwind.errors import SourceError
 from unwind.frames import End
 

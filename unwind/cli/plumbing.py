@@ -8,7 +8,7 @@ import sys
 from unwind.errors import MissingPackage, SourceError, UnwindError
 from unwind.version import VERSION
 
-__all__ = ["Progress", "add_common_options", "run", "warn", "wants_colour"]
+__all__ = ["Progress", "add_common_options", "run", "wants_colour", "warn"]
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
