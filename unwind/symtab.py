@@ -1,0 +1,541 @@
+"""Symbol tables: a vaddr in, the symbol people know that place by out.
+
+Which one that is among several follows libdwfl (`dwfl_module_addrinfo`), so that names agree with
+eu-stack's:
+
+  - of the symbols with a size, one that contains the vaddr: global and weak ones before local
+    ones, then the one that starts closest, then the smaller, then the stronger binding;
+  - else a label without a size, if nothing begins or ends between it and the vaddr and both
+    lie in one section.
+
+Tables of 100,000 symbols are common and most are asked once or twice. So no symbol becomes an
+object before it is the answer: the first question scans two columns, the next sorts an index.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from itertools import compress
+from struct import Struct
+
+from unwind.elf import DT, SHT, Elf
+from unwind.errors import FormatError, UnwindError
+from unwind.values import Value
+
+__all__ = ["STB", "STT", "Symbol", "SymbolTable", "Table", "symbols_of"]
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Iterator
+    from typing import Literal
+
+    from unwind.elf import Section
+    from unwind.protocols import ByteOrder
+
+
+class STT:
+    """The low half of st_info (gABI 4.1 "Symbol Table")."""
+
+    NOTYPE, OBJECT, FUNC, SECTION, FILE, COMMON, TLS, GNU_IFUNC = 0, 1, 2, 3, 4, 5, 6, 10
+
+
+class STB:
+    """The high half of st_info."""
+
+    LOCAL, GLOBAL, WEAK, GNU_UNIQUE = 0, 1, 2, 10
+
+
+_SHN_LORESERVE = 0xFF00
+_RANK = {STB.GLOBAL: 3, STB.WEAK: 2, STB.LOCAL: 1}  # libdwfl: others, GNU_UNIQUE too, come last
+_LONGEST_NAME = 1 << 16
+_MOST_UNPACKED = 1 << 28  # bytes of .gnu_debugdata when unpacked; libxul's take a tenth
+_LONGEST_CHAIN = 1 << 16  # bytes of one bucket's chain in DT_GNU_HASH
+_BLOCK = 256
+_DEAD = -1  # as the end of a symbol that turned out to be none
+
+# st_info to 1 where such a symbol may name a place: no sections, files or thread-local data.
+_NAMES_PLACES = bytes(
+    (info & 15) not in (STT.SECTION, STT.FILE, STT.TLS) for info in range(256)
+)  # fmt: skip
+_ODD = bytes(value & 1 for value in range(256))
+_NONZERO = bytes(value != 0 for value in range(256))
+
+
+class Symbol(Value):
+    """One symbol; `name` without its version, bytes that are no UTF-8 as lone surrogates."""
+
+    name: str
+    vaddr: int
+    size: int
+    kind: int  # STT
+    binding: int  # STB
+    section: int
+
+
+class _Layout(Value):
+    """Where the fields of a symbol lie (gABI 4.1 fig. 4-15), counted in bytes."""
+
+    record: Struct  # name, value, size, info, section, in this order once `pick`ed
+    pick: tuple[int, int, int, int, int]
+    word: Literal["Q", "I"]
+    words: int  # of that size in one symbol
+    value: int
+    size: int
+    info: int
+    section: int
+
+
+def _layout(elf_class: int, byteorder: ByteOrder) -> _Layout:
+    order = "<" if byteorder == "little" else ">"
+    if elf_class == 64:
+        return _Layout(Struct(order + "IBxHQQ"), (0, 3, 4, 1, 2), "Q", 3, 1, 2, 4, 6)
+    return _Layout(Struct(order + "IIIBxH"), (0, 1, 2, 3, 4), "I", 4, 1, 2, 12, 14)
+
+
+class Table:
+    """One symbol table section and its strings, undigested.
+
+    `first_global` is its sh_info: local symbols stand before it, the others from it on.
+    `section_at` tells the index of the section a vaddr lies in; without it labels are no names.
+    """
+
+    def __init__(
+        self,
+        entries: bytes | memoryview,
+        strings: bytes | memoryview,
+        elf_class: int,
+        byteorder: ByteOrder,
+        *,
+        first_global: int = 1,
+        section_at: Callable[[int], int | None] | None = None,
+    ):
+        self._layout = layout = _layout(elf_class, byteorder)
+        self.count = count = len(entries) // layout.record.size
+        self._entries = memoryview(entries)[: count * layout.record.size]
+        self._strings = memoryview(strings)
+        self._byteorder = byteorder
+        self.section_at = section_at
+        first = min(max(first_global, 1), count)
+        self.globals, self.locals = _Run(self, first, count), _Run(self, 1, first)
+
+    def __iter__(self) -> Iterator[Symbol]:
+        """The symbols that may name a place, in the table's order."""
+        for index in self.eligible(1, self.count):
+            if self.named(index):
+                yield self.symbol(index)
+
+    def symbol(self, index: int) -> Symbol:
+        """The symbol at `index`."""
+        name, value, size, info, section = self.fields(index)
+        text = self._name(name).decode("utf-8", "surrogateescape")
+        # binutils writes versions into .symtab, `memcpy@@GLIBC_2.14`: not part of the name.
+        version = text.find("@", 1)
+        text = text if version < 0 else text[:version]
+        return Symbol(text, value, size, info & 15, info >> 4, section)
+
+    def fields(self, index: int) -> tuple[int, int, int, int, int]:
+        """st_name, st_value, st_size, st_info and st_shndx."""
+        found = self._layout.record.unpack_from(self._entries, index * self._layout.record.size)
+        a, b, c, d, e = self._layout.pick
+        return found[a], found[b], found[c], found[d], found[e]
+
+    def named(self, index: int) -> bool:
+        """Whether it has a name, and is no mapping symbol ($x, $d: AAELF64 §5.5.3)."""
+        name, _, size, info, _ = self.fields(index)
+        first = bytes(self._strings[name : name + 2])
+        if size == 0 and first[:1] == b"$" and info & 15 == STT.NOTYPE and info >> 4 == STB.LOCAL:
+            return first[1:] not in (b"a", b"d", b"t", b"x")  # further text may follow
+        return first[:1] not in (b"", b"\0")
+
+    def _name(self, at: int) -> bytes:
+        for size in (160, _LONGEST_NAME):
+            text = bytes(self._strings[at : at + size])
+            end = text.find(b"\0")
+            if end >= 0:
+                return text[:end]
+        return text
+
+    def column(self, field: int, low: int, high: int) -> list[int]:
+        """Word number `field` of the symbols [low, high)."""
+        layout = self._layout
+        entries = self._entries[low * layout.record.size : high * layout.record.size]
+        if (self._byteorder == "little") == (Struct("=H").pack(1)[0] == 1):
+            return entries.cast(layout.word)[field :: layout.words].tolist()
+        pad = layout.record.size // layout.words
+        order = "<" if self._byteorder == "little" else ">"
+        words = Struct(
+            f"{order}{field * pad}x{layout.word}{(layout.words - field - 1) * pad}x"
+        ).iter_unpack(entries)
+        return [word for (word,) in words]
+
+    def starts(self, low: int, high: int) -> list[int]:
+        """The st_value of the symbols [low, high)."""
+        return self.column(self._layout.value, low, high)
+
+    def sizes(self, low: int, high: int) -> list[int]:
+        """Their st_size."""
+        return self.column(self._layout.size, low, high)
+
+    def eligible(self, low: int, high: int) -> Iterator[int]:
+        """Those of the indices [low, high) that are defined and of a type that names places."""
+        layout = self._layout
+        step = layout.record.size
+        entries = self._entries[low * step : high * step]
+        kinds = bytes(entries[layout.info :: step]).translate(_NAMES_PLACES)
+        one = bytes(entries[layout.section :: step]).translate(_NONZERO)
+        other = bytes(entries[layout.section + 1 :: step]).translate(_NONZERO)
+        number = int.from_bytes  # a byte a symbol: one operation on a long number serves them all
+        chosen = number(kinds, "big") & (number(one, "big") | number(other, "big"))
+        return compress(range(low, high), chosen.to_bytes(len(kinds), "big"))
+
+    def lookup(self, name: bytes) -> Symbol | None:
+        """The defined symbol called `name`, of several the one with the strongest binding."""
+        strings, places = bytes(self._strings), set()
+        for tail in (b"\0", b"@"):
+            at = strings.find(name + tail)
+            while at >= 0:
+                places.add(at)
+                at = strings.find(name + tail, at + 1)
+        if not places or not name:
+            return None
+        step = self._layout.record.size
+        order = "<" if self._byteorder == "little" else ">"
+        offsets = Struct(f"{order}I{step - 4}x").iter_unpack(self._entries)
+        hits = [index for index, (offset,) in enumerate(offsets) if offset in places]
+        found = [index for index in hits if self.fields(index)[4] != 0]
+        ranks = [_RANK.get(self.fields(index)[3] >> 4, 0) for index in found]
+        return self.symbol(found[ranks.index(max(ranks))]) if found else None
+
+
+class _Index:
+    """The eligible symbols of a run by ascending start; equal ones in the table's order."""
+
+    __slots__ = ("_blocks", "ends", "order", "starts")
+
+    def __init__(self, table: Table, low: int, high: int):
+        starts, sizes = table.starts(low, high), table.sizes(low, high)
+        order = sorted([i - low for i in table.eligible(low, high)], key=starts.__getitem__)
+        self.starts = [starts[i] for i in order]
+        self.ends = [starts[i] + sizes[i] for i in order]
+        self.order = [i + low for i in order]
+        ends = self.ends
+        self._blocks = [max(ends[at : at + _BLOCK]) for at in range(0, len(ends), _BLOCK)]
+
+    def rightmost(self, position: int, bound: int) -> int:
+        """The last place before `position` whose symbol ends beyond `bound`, or -1.
+
+        Whole blocks are passed over, so that a table made to be slow is not.
+        """
+        ends, blocks = self.ends, self._blocks
+        at = position - 1
+        while at >= 0:
+            block = at // _BLOCK
+            if blocks[block] > bound:
+                low = block * _BLOCK
+                while at >= low:
+                    if ends[at] > bound:
+                        return at
+                    at -= 1
+            at = block * _BLOCK - 1
+        return -1
+
+    def drop(self, place: int) -> None:
+        """Let `place` never be an answer again."""
+        self.ends[place] = _DEAD
+        low = place // _BLOCK * _BLOCK
+        self._blocks[place // _BLOCK] = max(self.ends[low : low + _BLOCK])
+
+
+class _Run:
+    """The local or the other symbols of a table, and their index once it is worth one."""
+
+    __slots__ = ("_asked", "_index", "high", "low", "table")
+
+    def __init__(self, table: Table, low: int, high: int):
+        self.table, self.low, self.high = table, low, high
+        self._asked = False
+        self._index: _Index | None = None
+
+    def _indexed(self) -> _Index:
+        index = self._index
+        if index is None:
+            index = self._index = _Index(self.table, self.low, self.high)
+        return index
+
+    def covering(self, vaddr: int) -> tuple[int, list[int]]:
+        """The closest start at which sized symbols that contain `vaddr` begin, and those symbols.
+
+        In the table's order; (-1, []) where there are none.
+        """
+        if self.low >= self.high:
+            return -1, []
+        if not self._asked:
+            self._asked = True
+            return self._scan(vaddr)
+        index = self._indexed()
+        place = bisect_right(index.starts, vaddr)
+        while (place := index.rightmost(place, vaddr)) >= 0:
+            start, group = index.starts[place], []
+            while place >= 0 and index.starts[place] == start:
+                if index.ends[place] > vaddr and self._alive(index, place):
+                    group.append(index.order[place])
+                place -= 1
+            if group:
+                return start, group[::-1]
+            place += 1
+        return -1, []
+
+    def _scan(self, vaddr: int) -> tuple[int, list[int]]:
+        """As `covering`, without an index: for the first question, often the last."""
+        table, low = self.table, self.low
+        starts, sizes = table.starts(low, self.high), table.sizes(low, self.high)
+        hits = [
+            at
+            for at, (start, size) in enumerate(zip(starts, sizes, strict=True), low)
+            if start <= vaddr < start + size
+            and at in table.eligible(at, at + 1)
+            and table.named(at)
+        ]
+        if not hits:
+            return -1, []
+        start = max([starts[at - low] for at in hits])
+        return start, [at for at in hits if starts[at - low] == start]
+
+    def _alive(self, index: _Index, place: int) -> bool:
+        if self.table.named(index.order[place]):
+            return True
+        index.drop(place)
+        return False
+
+    def last_start(self, vaddr: int) -> int:
+        """The closest start of any symbol at or before `vaddr`, or -1."""
+        index = self._indexed()
+        place = bisect_right(index.starts, vaddr)
+        while (place := index.rightmost(place, _DEAD)) >= 0:
+            if self._alive(index, place):
+                return index.starts[place]
+        return -1
+
+    def reaches_beyond(self, start: int, vaddr: int) -> bool:
+        """Whether a symbol at or before `vaddr` ends after `start`."""
+        index = self._indexed()
+        place = bisect_right(index.starts, vaddr)
+        while (place := index.rightmost(place, start)) >= 0:
+            if self._alive(index, place):
+                return True
+        return False
+
+    def labels(self, start: int) -> list[int]:
+        """The symbols without a size at `start`, in the table's order."""
+        index, found = self._indexed(), []
+        place = bisect_right(index.starts, start) - 1
+        while place >= 0 and index.starts[place] == start:
+            if index.ends[place] == start and self._alive(index, place):
+                found.append(index.order[place])
+            place -= 1
+        return found[::-1]
+
+
+class SymbolTable:
+    """The symbols of an image, out of several tables.
+
+    `groups` are makers of tables, asked in order until one group has an answer; a group's tables
+    count as one. `problems` says of each table that could not be read why.
+    """
+
+    def __init__(self, groups: Iterable[Callable[[], Iterable[Table]]]):
+        self._groups = list(groups)
+        self._tables: dict[int, tuple[Table, ...]] = {}
+        self.problems: tuple[str, ...] = ()
+
+    @classmethod
+    def of(cls, *tables: Table) -> SymbolTable:
+        """One group of the given tables."""
+        return cls([lambda: tables])
+
+    def find(self, vaddr: int) -> Symbol | None:
+        """The symbol that names `vaddr`, or None where nothing does."""
+        for number in range(len(self._groups)):
+            tables = self._group(number)
+            found = _covering(tables, vaddr) or _label(tables, vaddr)
+            if found is not None:
+                return found
+        return None
+
+    def named(self, name: str) -> Symbol | None:
+        """The defined symbol called `name`, or None."""
+        key = name.encode("utf-8", "surrogateescape")
+        for number in range(len(self._groups)):
+            for table in self._group(number):
+                found = table.lookup(key)
+                if found is not None:
+                    return found
+        return None
+
+    def __iter__(self) -> Iterator[Symbol]:
+        """All symbols that may name a place, table by table."""
+        for number in range(len(self._groups)):
+            for table in self._group(number):
+                yield from table
+
+    def _group(self, number: int) -> tuple[Table, ...]:
+        found = self._tables.get(number)
+        if found is None:
+            tables: list[Table] = []
+            try:
+                tables.extend(self._groups[number]())
+            except UnwindError as error:  # the tables before the damaged one still serve
+                self.problems = (*self.problems, str(error))
+            found = self._tables[number] = tuple(tables)
+        return found
+
+
+def _covering(tables: tuple[Table, ...], vaddr: int) -> Symbol | None:
+    for runs in ([table.globals for table in tables], [table.locals for table in tables]):
+        found = [(run, *run.covering(vaddr)) for run in runs]
+        start = max([start for _, start, _ in found], default=-1)
+        best: Symbol | None = None
+        for run, at, indices in found:
+            for index in indices if at == start else ():
+                symbol = run.table.symbol(index)
+                best = symbol if best is None or _better(symbol, best) else best
+        if best is not None:
+            return best
+    return None
+
+
+def _better(new: Symbol, old: Symbol) -> bool:
+    """Of two symbols that start at one place; where neither is better the first one stays."""
+    rank, old_rank = _RANK.get(new.binding, 0), _RANK.get(old.binding, 0)
+    if new.size == old.size:
+        return rank > old_rank
+    return new.size < old.size and rank >= old_rank
+
+
+def _label(tables: tuple[Table, ...], vaddr: int) -> Symbol | None:
+    """A symbol without a size, as assembly has them: libdwfl takes the last one at its place."""
+    runs = [table.globals for table in tables] + [table.locals for table in tables]
+    start = max([run.last_start(vaddr) for run in runs], default=-1)
+    if start < 0 or any(run.reaches_beyond(start, vaddr) for run in runs):
+        return None
+    for run in reversed(runs):
+        for index in reversed(run.labels(start)):
+            if _same_section(run.table, run.table.fields(index)[4], start, vaddr):
+                return run.table.symbol(index)
+    return None
+
+
+def _same_section(table: Table, section: int, start: int, vaddr: int) -> bool:
+    if section >= _SHN_LORESERVE:  # absolute: no section to share
+        return start == vaddr
+    return table.section_at is not None and table.section_at(vaddr) == section
+
+
+def symbols_of(elf: Elf, debug: Callable[[], Elf | None]) -> SymbolTable:
+    """The symbols of `elf`, and of the separate debug file that `debug` finds when one is needed.
+
+    .symtab holds all that .dynsym holds; where it was stripped away, the debug file has it, or
+    .gnu_debugdata the part of it that .dynsym lacks.
+    """
+
+    def full() -> Iterator[Table]:
+        source = elf if _find(elf, SHT.SYMTAB) is not None else debug()
+        section = _find(source, SHT.SYMTAB) if source is not None else None
+        if source is not None and section is not None:
+            yield _table(source, section)
+
+    def reduced() -> Iterator[Table]:
+        section = _find(elf, SHT.DYNSYM)
+        yield from [_table(elf, section)] if section is not None else _dynamic_table(elf)
+        packed = elf.section(".gnu_debugdata")
+        if packed is not None:
+            inner = Elf(_unxz(elf.data(packed)), f"{elf.path}: .gnu_debugdata")
+            section = _find(inner, SHT.SYMTAB)
+            if section is not None:
+                yield _table(inner, section)
+
+    return SymbolTable([full, reduced])
+
+
+def _find(elf: Elf, kind: int) -> Section | None:
+    return next((section for section in elf.sections if section.type == kind), None)
+
+
+def _table(elf: Elf, section: Section) -> Table:
+    header, sections = elf.header, elf.sections
+    strings = elf.data(sections[section.link]) if section.link < len(sections) else b""
+    return Table(
+        elf.data(section),
+        strings,
+        header.elf_class,
+        header.byteorder,
+        first_global=section.info,
+        section_at=_section_finder(elf),
+    )
+
+
+def _section_finder(elf: Elf) -> Callable[[int], int | None]:
+    def section_at(vaddr: int) -> int | None:
+        for section in elf.sections:
+            if section.flags & 2 and section.vaddr <= vaddr < section.vaddr + section.size:
+                return section.index
+        return None
+
+    return section_at
+
+
+def _dynamic_table(elf: Elf) -> Iterator[Table]:
+    """The table that PT_DYNAMIC leads to, for images without section headers."""
+    dynamic = dict(reversed(elf.dynamic))  # of a tag given twice the first counts
+    places = [elf.to_vaddr(dynamic.get(tag, 0)) for tag in (DT.SYMTAB, DT.STRTAB)]
+    symbols, strings = places
+    if symbols is None or strings is None:
+        return
+    header = elf.header
+    count = _count(elf, dynamic)
+    if count is None:  # every linker puts the strings right behind the symbols
+        size = max(strings - symbols, 0)
+    else:
+        size = count * (24 if header.elf_class == 64 else 16)
+    yield Table(
+        elf.at(symbols, size),
+        elf.at(strings, dynamic.get(DT.STRSZ)),
+        header.elf_class,
+        header.byteorder,
+    )
+
+
+def _count(elf: Elf, dynamic: dict[int, int]) -> int | None:
+    """The number of symbols, which only the hash tables tell; None without any."""
+    u32 = Struct("<I" if elf.header.byteorder == "little" else ">I")
+    place = elf.to_vaddr(dynamic.get(DT.HASH, 0))
+    if place is not None and DT.HASH in dynamic:
+        head = elf.at(place, 8)  # nbucket, nchain: gABI 5 "Hash Table"
+        return int(u32.unpack_from(head, 4)[0]) if len(head) == 8 else None
+    place = elf.to_vaddr(dynamic.get(DT.GNU_HASH, 0))
+    if place is None or DT.GNU_HASH not in dynamic:
+        return None
+    head = elf.at(place, 16)  # nbuckets, symoffset, bloom_size, bloom_shift
+    if len(head) < 16:
+        return None
+    first: int
+    buckets, first, bloom, _ = [number for (number,) in u32.iter_unpack(head)]
+    place += 16 + bloom * elf.header.elf_class // 8
+    data = elf.at(place, 4 * buckets)
+    last: int = max([n for (n,) in u32.iter_unpack(data[: len(data) & ~3])], default=0)
+    if last < first:
+        return first
+    # The chain of the last bucket ends with the last symbol: its hash has bit 0 set.
+    chain = bytes(elf.at(place + 4 * (buckets + last - first), _LONGEST_CHAIN))
+    low = chain[0::4] if elf.header.byteorder == "little" else chain[3::4]
+    return last + 1 + max(low.translate(_ODD).find(1), 0)
+
+
+def _unxz(packed: memoryview) -> bytes:
+    import lzma
+
+    try:
+        unpacker = lzma.LZMADecompressor(lzma.FORMAT_XZ, memlimit=_MOST_UNPACKED)
+        return unpacker.decompress(packed, _MOST_UNPACKED)
+    except lzma.LZMAError as error:
+        raise FormatError(f"damaged xz data: {error}", ".gnu_debugdata") from None
