@@ -1,0 +1,104 @@
+"""The search table of .eh_frame_hdr: a vaddr in, the vaddr of the FDE that should cover it out."""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from struct import Struct
+
+from unwind.dwarf.constants import DW_EH_PE
+from unwind.dwarf.reader import Encoding, Reader
+from unwind.errors import FormatError
+
+__all__ = ["SearchTable"]
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from unwind.protocols import ByteOrder
+
+_CODES = {(2, False): "H", (2, True): "h", (4, False): "I", (4, True): "i"}
+_CODES |= {(8, False): "Q", (8, True): "q"}
+
+
+class SearchTable:
+    """What .eh_frame_hdr says (LSB Core 5.0 §10.6.2), believed by nobody before it is checked.
+
+    `eh_frame` is the vaddr of .eh_frame, or None where it is omitted. `count` is the number of
+    entries that `find` searches: 0 where the table is omitted, empty or of a variable width.
+    FormatError when even the header cannot be read.
+    """
+
+    __slots__ = (
+        "_base",
+        "_data",
+        "_encoding",
+        "_first",
+        "_number",
+        "_table",
+        "_width",
+        "count",
+        "eh_frame",
+    )
+
+    def __init__(
+        self,
+        data: bytes | memoryview,
+        vaddr: int,
+        byteorder: ByteOrder,
+        address_size: int,
+        *,
+        where: str = ".eh_frame_hdr",
+    ):
+        # datarel means relative to this very header: LSB Core 5.0 §10.6.2.
+        encoding = Encoding(byteorder, address_size, vaddr, data_base=vaddr, where=where)
+        reader = Reader(data, encoding)
+        version, frame, count, table = reader.take(4)
+        if version != 1:
+            raise FormatError(f"version {version} of the search table, not 1", where, 0)
+        self.eh_frame = reader.pointer(frame)
+        entries = reader.pointer(count) or 0
+        width = reader.stored_size(table)
+        if width is None or table == DW_EH_PE.omit or table & DW_EH_PE.indirect:
+            entries, width = 0, 1
+        self.count = max(0, min(entries, (len(data) - reader.at) // (2 * width)))
+        self._data = data
+        self._encoding = encoding
+        self._table = table
+        self._width = width
+        self._first = reader.at  # where the first entry lies
+        # What every linker writes, numbers of one width relative to one place, is searched as it
+        # lies; the rest is read pointer by pointer.
+        self._base = {DW_EH_PE.absptr: 0, DW_EH_PE.datarel: vaddr}.get(table & 0x70)
+        number = (width, (table & DW_EH_PE.signed) != 0)
+        self._number = Struct(("<" if byteorder == "little" else ">") + _CODES.get(number, "x"))
+
+    def find(self, vaddr: int) -> tuple[int, int] | None:
+        """The last entry (start of the code, vaddr of its FDE) that starts at or before `vaddr`.
+
+        None where there is none. In an unsorted table the answer is any entry, so the caller
+        compares it with the FDE it leads to.
+        """
+        try:
+            entry = self._search(vaddr)
+            return (self._pointer(2 * entry), self._pointer(2 * entry + 1)) if entry >= 0 else None
+        except FormatError:
+            return None
+
+    def entries(self) -> Iterator[tuple[int, int]]:
+        """The whole table as (start of the code, vaddr of its FDE); FormatError where it is bad."""
+        for entry in range(self.count):
+            yield self._pointer(2 * entry), self._pointer(2 * entry + 1)
+
+    def _search(self, vaddr: int) -> int:
+        if self._base is None:
+            return bisect_right(range(self.count), vaddr, key=lambda n: self._pointer(2 * n)) - 1
+        data, first, step, read = self._data, self._first, 2 * self._width, self._number.unpack_from
+        wanted = vaddr - self._base
+        starts = range(first, first + step * self.count, step)
+        return bisect_right(starts, wanted, key=lambda at: read(data, at)[0]) - 1
+
+    def _pointer(self, n: int) -> int:
+        """The n-th pointer of the table, whose entries are pairs of them."""
+        reader = Reader(self._data, self._encoding, at=self._first + n * self._width)
+        return reader.pointer(self._table) or 0
