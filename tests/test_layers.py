@@ -16,13 +16,13 @@ from tests.support import ROOT, git_files
 # Each line imports only from lines above it. A module that is in no line fails the tests.
 TABLE = """
     values errors version
-    rules registers memory signals dwarf.constants dwarf.reader
+    rules registers memory signals unpack dwarf.constants dwarf.reader
     architecture dwarf.cfi dwarf.eh_frame_hdr dwarf.instructions elf
     arch.* registry dwarf.rows dwarf.expression symtab
     image step formulas
     modules
     space files frames
-    snapshot profile
+    snapshot profile mappings
     discover procfs core_memory core_notes bpf.* sources.* symbols.* leaks
     transports.* writers.* lookup
     unwinder

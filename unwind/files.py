@@ -1,0 +1,332 @@
+"""Files: a recorded name and a build-id in, an Image and what was tried out.
+
+It alone opens files that a core, a recording or an ELF file names. Such names are hostile: only
+regular files are opened, with a sysroot none outside it, and a file is used only when its
+build-id is the one in memory.
+"""
+
+from __future__ import annotations
+
+import os
+from _weakref import ref  # what `weakref` wraps, at a tenth of its cost at start-up
+from errno import ELOOP, ENOENT
+from stat import S_ISREG
+
+from unwind.elf import ET, Elf
+from unwind.errors import FormatError, MissingPackage
+from unwind.image import Image
+from unwind.modules import State
+from unwind.values import Value
+
+__all__ = ["Files", "Found", "resolve"]
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Mapping, Sequence
+
+    Check = Callable[[Elf], str]
+    Key = tuple[int, int, int, int]
+
+_DEBUG_DIR = "/usr/lib/debug"
+_DELETED = " (deleted)"  # what Linux adds to the path of a file that has no name any more
+_MOST_LINKS = 40  # as Linux allows in one path
+_FLAGS = os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
+
+
+class Found(Value):
+    """What became of the search for a module's file.
+
+    `image` is None when no file served. `data` are the bytes of the whole file. `tried` has a
+    sentence for each place that did not serve. `foreign`: a file was there, but no ELF file.
+    """
+
+    image: Image | None
+    file: str | None
+    state: str
+    tried: tuple[str, ...] = ()
+    data: memoryview | None = None
+    foreign: bool = False
+
+
+class _Unfit(Exception):
+    """Why a file cannot serve."""
+
+
+class _Mismatch(_Unfit):
+    """Why a file is another than the one that was mapped."""
+
+
+class _Place(Value):
+    """A file to try: `path` below `root`, out of which no link leads; no root: the system's.
+
+    `explicit`: the user named this very file.
+    """
+
+    path: str
+    root: str = ""
+    explicit: bool = False
+
+    @property
+    def shown(self) -> str:
+        return self.root + self.path
+
+    def real(self) -> str:
+        return resolve(self.root, self.path) if self.root else self.path
+
+
+class Files:
+    """The places where files are looked for, as the options name them.
+
+    `executable` is the main program's file. `module_map` maps recorded paths to real ones: a
+    whole path, a directory, or a bare file name. Both win over recorded paths and may lie outside
+    `sysroot`. `debug_dirs` hold `.build-id/xx/yyyy`, of binaries and of `.debug` files, besides
+    /usr/lib/debug. `progress` is called with the bytes done and the bytes in all (None:
+    unknown) while a compressed source is unpacked.
+
+    Images are shared by all who ask for the same file, for as long as somebody uses them.
+    """
+
+    def __init__(
+        self,
+        *,
+        executable: str | None = None,
+        module_map: Mapping[str, str] | None = None,
+        sysroot: str | None = None,
+        debug_dirs: Sequence[str] = (),
+        progress: Callable[[int, int | None], None] | None = None,
+    ):
+        self.executable = executable
+        self.module_map = dict(module_map or {})
+        self.sysroot = sysroot
+        self.debug_dirs = tuple(debug_dirs)
+        self.progress = progress
+        self.warnings: list[str] = []
+        self._images: dict[Key, tuple[ref[Image], memoryview]] = {}
+
+    def __enter__(self) -> Files:
+        return self
+
+    def __exit__(self, *_error: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Forget the files; Images that are in use keep their own alive."""
+        self._images.clear()
+
+    def image(
+        self,
+        name: str,
+        build_id: bytes | None = None,
+        *,
+        main: bool = False,
+        check: Check | None = None,
+        base: str = "",
+    ) -> Found:
+        """The image of the file recorded as `name`, or what kept it from being found.
+
+        `build_id` is the one in memory, None where memory has none. `main`: this is the program
+        itself. `check` gives a reason why an ELF file is not the one that was mapped, or "".
+        `base` is the directory that a relative `name` starts from.
+        """
+        tried: list[str] = []
+        mismatch = vetoed = foreign = False
+        for place in self._places(name, build_id, main, base):
+            try:
+                real = place.real()
+                image, data = self._open(real)
+                _compare(image.elf, build_id, check)
+            except (_Unfit, OSError, ValueError, FormatError) as error:
+                tried.append(f"{place.shown}: {_why(error)}")
+                foreign = foreign or isinstance(error, FormatError)
+                if isinstance(error, _Mismatch):
+                    mismatch, vetoed = True, vetoed or place.explicit
+                if place.explicit:
+                    self.warnings.append(f"{tried[-1]}; it was not used")
+                continue
+            state = State.MISMATCH if vetoed else State.OK
+            return Found(image, real, state, tuple(tried), data)
+        state = State.MISMATCH if mismatch else State.MISSING
+        return Found(None, None, state, tuple(tried), None, foreign)
+
+    def debug_file(self, image: Image) -> Image | None:
+        """The separate debug file of `image`: by its build-id, else by its .gnu_debuglink."""
+        build_id = image.build_id
+        for place, crc in self._debug_places(image):
+            try:
+                found, data = self._open(place.real())
+                if found is image or (build_id and found.build_id not in (build_id, None)):
+                    continue
+                if crc is not None and _crc32(data) != crc:
+                    continue
+                if crc is None and found.build_id != build_id:
+                    continue
+            except (_Unfit, OSError, ValueError, FormatError):
+                continue
+            return found
+        return None
+
+    def _places(self, name: str, build_id: bytes | None, main: bool, base: str) -> Iterator[_Place]:
+        """Where the file of a module may be, the most trusted place first."""
+        if main and self.executable:
+            yield _Place(self.executable, explicit=True)
+        plain = name.removesuffix(_DELETED)
+        for recorded in dict.fromkeys((name, plain)):
+            mapped = self._mapped(recorded)
+            if mapped:
+                yield _Place(mapped, explicit=True)
+                break
+        yield from self._by_build_id(build_id, "")
+        if "/" not in plain or plain[:2] == "//":
+            return  # [vdso], anon_inode:..., //anon: no path
+        if self.sysroot:
+            yield _Place(os.path.join("/", plain), self.sysroot)
+            return
+        for recorded in dict.fromkeys((name, plain)):
+            yield _Place(os.path.join(base, recorded))
+
+    def _mapped(self, name: str) -> str | None:
+        """What `module_map` makes of a recorded name: the longest entry that fits."""
+        best = ""
+        for old in self.module_map:
+            whole = old == name or ("/" not in old and old == os.path.basename(name))
+            if (whole or name.startswith(old.rstrip("/") + "/")) and len(old) > len(best):
+                best = old
+        if not best:
+            return None
+        rest = name[len(best.rstrip("/")) :] if "/" in best and name != best else ""
+        return self.module_map[best] + rest
+
+    def _by_build_id(self, build_id: bytes | None, suffix: str) -> Iterator[_Place]:
+        if build_id is None or len(build_id) < 2:
+            return
+        text = build_id.hex()
+        for place in self._debug_roots():
+            path = f"{place.path}/.build-id/{text[:2]}/{text[2:]}{suffix}"
+            yield _Place(path, place.root)
+
+    def _debug_roots(self) -> Iterator[_Place]:
+        """The directories of debug files; with a sysroot, links do not lead out of them."""
+        for directory in self.debug_dirs:
+            yield _Place("", directory) if self.sysroot else _Place(directory)
+        yield _Place(_DEBUG_DIR, self.sysroot or "")
+
+    def _debug_places(self, image: Image) -> Iterator[tuple[_Place, int | None]]:
+        """Where the debug file of `image` may be, with its CRC where only that tells."""
+        for place in self._by_build_id(image.build_id, ".debug"):
+            yield place, None
+        link = _debug_link(image.elf)
+        if link is None or not image.path:
+            return
+        name, crc = link
+        directory, root = os.path.dirname(os.path.abspath(image.path)), ""
+        if self.sysroot and _below(self.sysroot, directory):
+            root = self.sysroot
+            directory = directory[len(os.path.abspath(root)) :]
+        yield _Place(f"{directory}/{name}", root), crc
+        yield _Place(f"{directory}/.debug/{name}", root), crc
+        for place in self._debug_roots():
+            yield _Place(f"{place.path}{directory}/{name}", place.root), crc
+
+    def _open(self, path: str) -> tuple[Image, memoryview]:
+        """The image of a regular file and the file's bytes; the same one for the same file."""
+        import mmap
+
+        status = os.stat(path)  # before `open`: that alone may wake a device
+        if not S_ISREG(status.st_mode):
+            raise _Unfit("not a regular file")
+        handle = os.open(path, _FLAGS)
+        try:
+            status = os.fstat(handle)
+            if not S_ISREG(status.st_mode):
+                raise _Unfit("not a regular file")
+            key = (status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns)
+            known = self._images.get(key)
+            if known is not None and (image := known[0]()) is not None:
+                return image, known[1]
+            if status.st_size == 0:
+                raise _Unfit("the file is empty")
+            data = memoryview(mmap.mmap(handle, status.st_size, prot=mmap.PROT_READ))
+        finally:
+            os.close(handle)
+        elf = Elf(data, path)
+        if elf.header.type not in (ET.EXEC, ET.DYN):
+            raise _Unfit("neither a program nor a library")
+        image = Image(elf, path, debug=self.debug_file)
+        images = self._images
+        images[key] = ref(image, lambda _: images.pop(key, None)), data
+        return image, data
+
+
+def resolve(root: str, path: str) -> str:
+    """The real path of `path` for a process whose / is `root`; OSError for too many links.
+
+    Links are followed one by one, so that neither `..` nor an absolute link leads out of `root`.
+    What does not exist is left as it is written.
+    """
+    root = root.rstrip("/")
+    ahead, real, links = path.split("/")[::-1], [root], 0
+    while ahead:
+        part = ahead.pop()
+        if part in ("", "."):
+            continue
+        if part == "..":
+            real = real[: max(len(real) - 1, 1)]
+            continue
+        try:
+            target = os.readlink("/".join([*real, part]))
+        except OSError:  # no link, or nothing there
+            real.append(part)
+            continue
+        links += 1
+        if links > _MOST_LINKS:
+            raise OSError(ELOOP, "too many symbolic links", path)
+        if target.startswith("/"):
+            real = [root]
+        ahead.extend(target.split("/")[::-1])
+    return "/".join(real) or "/"
+
+
+def _below(root: str, directory: str) -> bool:
+    root = os.path.abspath(root).rstrip("/")
+    return (directory + "/").startswith(root + "/")
+
+
+def _compare(elf: Elf, build_id: bytes | None, check: Check | None) -> None:
+    """Raises _Mismatch when `elf` is not what was mapped."""
+    if build_id is not None and elf.build_id != build_id:
+        its = f"its build-id is {elf.build_id.hex()}" if elf.build_id else "it has no build-id"
+        raise _Mismatch(f"{its}, the one in memory is {build_id.hex()}")
+    reason = check(elf) if check is not None else ""
+    if reason:
+        raise _Mismatch(reason)
+
+
+def _why(error: Exception) -> str:
+    """The reason in an error, without the path that stands beside it."""
+    if isinstance(error, OSError) and error.strerror:
+        if error.errno == ENOENT:
+            return "no such file"
+        return error.strerror[:1].lower() + error.strerror[1:]
+    return error.reason if isinstance(error, FormatError) else str(error)
+
+
+def _debug_link(elf: Elf) -> tuple[str, int] | None:
+    """The file name and CRC in .gnu_debuglink; a name with a directory in it is refused."""
+    section = elf.section(".gnu_debuglink")
+    if section is None:
+        return None
+    try:
+        data = bytes(elf.data(section)[:4096])
+    except (FormatError, MissingPackage):
+        return None
+    name, _, _ = data.partition(b"\0")
+    at = (len(name) + 4) & ~3
+    if not name or b"/" in name or name in (b".", b"..") or at + 4 > len(data):
+        return None
+    return os.fsdecode(name), int.from_bytes(data[at : at + 4], elf.header.byteorder)
+
+
+def _crc32(data: memoryview) -> int:
+    from zlib import crc32
+
+    return crc32(data)

@@ -1,0 +1,254 @@
+"""Mappings of files in, modules out: which of them are loaded images, where, and of what file."""
+
+from __future__ import annotations
+
+from unwind.elf import PT, Elf
+from unwind.errors import FormatError, MemoryFault
+from unwind.image import Image
+from unwind.modules import Module, State
+from unwind.values import Value
+
+__all__ = ["Mapping", "from_memory", "modules_of", "same_as"]
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Sequence
+
+    from unwind.files import Files, Found
+    from unwind.protocols import Memory
+
+_PAGE = 4096
+_MASK = 0xFFFF_FFFF_FFFF_FFFF
+_PF_X = 1
+
+
+class Mapping(Value):
+    """[start, end) maps the file `name` from byte `offset` on; `executable` None: unknown."""
+
+    start: int
+    end: int
+    offset: int
+    name: str
+    executable: bool | None
+
+
+def modules_of(
+    mappings: Iterable[Mapping],
+    memory: Memory,
+    files: Files,
+    *,
+    inside_main: int = 0,
+    base: str = "",
+    lend: Callable[[Mapping, memoryview], None] | None = None,
+    lacking: str = "memory does not hold it",
+) -> list[Module]:
+    """The loaded images among `mappings`, with their files, by address.
+
+    `memory` must hold only what the process itself had there, or build-ids would be compared
+    with themselves. `inside_main` is an address in the main program (AT_PHDR), `base` the
+    directory that relative names start from. `lend` gets each mapping of a file that was found,
+    and the file's bytes. A file that is mapped as data only is no module.
+    """
+    by_name: dict[str, list[Mapping]] = {}
+    for mapping in mappings:
+        by_name.setdefault(mapping.name, []).append(mapping)
+    found = []
+    for name, group in by_name.items():
+        for parts, elf in _instances(name, group, memory):
+            main = any(part.start <= inside_main < part.end for part in parts)
+            check = same_as(elf) if elf is not None else _fits(parts)
+            build_id = elf.build_id if elf is not None else None
+            result = files.image(name, build_id, main=main, check=check, base=base)
+            if elf is None and result.foreign and result.image is None:
+                continue
+            found.append(_module(name, parts, elf, build_id, result, files, lacking))
+            if lend is not None and result.data is not None:
+                for part in parts:
+                    lend(part, result.data[part.offset : part.offset + part.end - part.start])
+    return sorted(found, key=lambda module: module.start)
+
+
+def _instances(
+    name: str, group: Sequence[Mapping], memory: Memory
+) -> Iterable[tuple[list[Mapping], Elf | None]]:
+    """The loaded copies of one file: the mappings of each, and its headers as memory has them.
+
+    A copy without readable headers counts when code may run in it.
+    """
+    left = sorted(group, key=lambda mapping: mapping.start)
+    while left:
+        head = left[0]
+        if head.offset == 0:
+            elf, known = _headers(memory, head.start, name)
+            if elf is not None:
+                low, high = _span(elf)
+                parts = [part for part in left if low <= part.start < high] or [head]
+                if _loaded(elf, parts):
+                    yield parts, elf
+                left = [part for part in left if part not in parts]
+                continue
+            if known:
+                left = left[1:]  # data, or code that somebody wrote into a file that is no ELF
+                continue
+        parts = _run(left)
+        if any(part.executable is not False for part in parts):
+            yield parts, None
+        left = left[len(parts) :]
+
+
+def _headers(memory: Memory, start: int, name: str) -> tuple[Elf | None, bool]:
+    """The image that begins at `start`; without one, whether memory shows that none does."""
+    try:
+        magic = memory.read(start, 4)
+    except MemoryFault:
+        return None, False
+    if magic != b"\x7fELF":
+        return None, True
+    try:
+        return Elf.from_memory(memory, start, name), True
+    except FormatError:
+        return None, False
+
+
+def _run(left: Sequence[Mapping]) -> list[Mapping]:
+    """The mappings from the first on whose offsets go up as their addresses do: one copy."""
+    parts = [left[0]]
+    for part in left[1:]:
+        if part.offset <= parts[0].offset:
+            break
+        parts.append(part)
+    return parts
+
+
+def _span(elf: Elf) -> tuple[int, int]:
+    """The addresses that the segments of a loaded image reach from and to."""
+    segments = elf.segments
+    low = min(segment.vaddr for segment in segments) & -_PAGE
+    high = max(segment.vaddr + segment.memory_size for segment in segments)
+    return low + elf.bias & _MASK, high + elf.bias & _MASK
+
+
+def _loaded(elf: Elf, parts: Sequence[Mapping]) -> bool:
+    """Whether every segment with code (of an image without any: every segment) is mapped."""
+    code = [row for row in elf.program_rows if row[0] == PT.LOAD and row[1] & _PF_X and row[4]]
+    rows = code or [row for row in elf.program_rows if row[0] == PT.LOAD and row[4]]
+    return all(
+        any(_holds(part, elf.bias, row) and part.executable in (bool(code), None) for part in parts)
+        for row in rows
+    )
+
+
+def _holds(part: Mapping, bias: int, row: tuple[int, ...]) -> bool:
+    """Whether `part` maps the first byte of the segment `row` when the image lies at `bias`."""
+    address = row[3] + bias & _MASK
+    return part.start <= address < part.end and part.offset + address - part.start == row[2]
+
+
+def _bias(elf: Elf, parts: Sequence[Mapping]) -> int | None:
+    """Where a file lies so that each of its segments with code is one of `parts`, or None."""
+    for row in elf.program_rows:
+        if row[0] != PT.LOAD or not row[1] & _PF_X:
+            continue
+        for part in parts:
+            if (
+                part.executable is not False
+                and part.offset <= row[2] < part.offset + part.end - part.start
+            ):
+                bias = part.start + row[2] - part.offset - row[3] & _MASK
+                if bias % _PAGE == 0:
+                    return bias
+    return None
+
+
+def _fits(parts: Sequence[Mapping]) -> Callable[[Elf], str]:
+    """The check of a file against mappings alone, where memory holds no headers of it."""
+
+    def check(elf: Elf) -> str:
+        return "" if _bias(elf, parts) is not None else "its code lies at other file offsets"
+
+    return check
+
+
+def same_as(loaded: Elf) -> Callable[[Elf], str]:
+    """The check of a file against the headers in memory."""
+
+    def check(elf: Elf) -> str:
+        one, other = elf.header, loaded.header
+        if (one.machine, one.elf_class, one.byteorder) != (
+            other.machine,
+            other.elf_class,
+            other.byteorder,
+        ):
+            return f"it is of {elf.describe()}"
+        if elf.program_rows != loaded.program_rows:
+            return "its program headers differ from those in memory"
+        if loaded.build_id is None and not _same_start(elf, loaded):
+            return "its first page differs from the one in memory"
+        return ""
+
+    return check
+
+
+def _same_start(elf: Elf, loaded: Elf) -> bool:
+    """Whether the first page is the same from the end of the ELF header on.
+
+    All that files without a build-id offer; `strip` changes the section fields of the header.
+    """
+    for segment, mapped in zip(elf.segments, loaded.segments, strict=False):
+        if not mapped.writable:
+            skip = 64 if segment.vaddr == loaded.segments[0].vaddr else 0
+            one, other = segment.data[skip:_PAGE], mapped.data[skip:_PAGE]
+            return bytes(one[: len(other)]) == bytes(other[: len(one)])
+    return True
+
+
+def _module(
+    name: str,
+    parts: Sequence[Mapping],
+    elf: Elf | None,
+    build_id: bytes | None,
+    result: Found,
+    files: Files,
+    lacking: str,
+) -> Module:
+    """The module of one copy, from its file, else from memory as far as that goes."""
+    ranges = _joined(parts)
+    image, state, tried = result.image, result.state, result.tried
+    if image is not None:
+        bias = elf.bias if elf is not None else _bias(image.elf, parts) or 0
+        build_id = build_id or image.build_id
+    elif elf is not None:
+        bias = elf.bias
+        image, whole = from_memory(elf, files)
+        state = State.MEMORY_ONLY if whole and state == State.MISSING else state
+        tried = result.tried if whole else (*result.tried, lacking)
+    else:
+        bias = parts[0].start - parts[0].offset & _MASK
+        tried = (*result.tried, lacking)
+    return Module(name, bias, ranges, image, state, result.file, build_id, tried)
+
+
+def from_memory(elf: Elf, files: Files) -> tuple[Image | None, bool]:
+    """The image of what memory holds, None where its CFI is not whole; is its code whole too?"""
+    tables = [row[3] for row in elf.program_rows if row[0] == PT.GNU_EH_FRAME]
+    code, cfi = [], []
+    for segment in elf.segments:
+        has_cfi = any(0 <= table - segment.vaddr < segment.file_size for table in tables)
+        if segment.executable or has_cfi:
+            whole = len(segment.data) == segment.file_size
+            code.append(whole)
+            cfi += [whole] if has_cfi else []
+    known = bool(code) and all(code)
+    usable = known or (bool(cfi) and all(cfi))
+    return (Image(elf, debug=files.debug_file) if usable else None), known
+
+
+def _joined(parts: Sequence[Mapping]) -> tuple[tuple[int, int], ...]:
+    """The (start, end) of the mappings, touching ones as one."""
+    found: list[tuple[int, int]] = []
+    for part in parts:
+        if found and found[-1][1] >= part.start:
+            found[-1] = found[-1][0], max(found[-1][1], part.end)
+        else:
+            found.append((part.start, part.end))
+    return tuple(found)
