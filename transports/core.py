@@ -1,0 +1,171 @@
+"""Cores, of the kernel, gdb's gcore and qemu: the path of one in, threads, memory, modules out."""
+
+from __future__ import annotations
+
+import os
+
+from unwind.core_memory import CoreMemory
+from unwind.core_notes import AT, CoreNotes, read_notes
+from unwind.elf import ET, PT, Elf
+from unwind.errors import SourceError
+from unwind.mappings import Mapping, modules_of
+from unwind.registry import architecture
+from unwind.snapshot import Signal, Snapshot, Source
+from unwind.space import AddressSpace, Region
+from unwind.unpack import Input, load
+
+__all__ = ["TRANSPORT", "CoreSource"]
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from unwind.architecture import Architecture
+    from unwind.files import Files
+    from unwind.modules import Module
+
+_PAGE = 4096
+_FILTER = (
+    "the core does not hold it: the kernel's default coredump_filter, 0x33, leaves unchanged "
+    "pages of files out, 0x3f keeps them"
+)
+
+
+class CoreSource(Source):
+    """An open core. `threads` begins with the one that crashed."""
+
+    kind = "core"
+
+    def __init__(self, arch: Architecture, path: str, data: Input, elf: Elf, files: Files):
+        super().__init__(arch, path)
+        self._input = data
+        self.warnings += data.warnings
+        self.memory = CoreMemory(data.data, [row for row in elf.program_rows if row[0] == PT.LOAD])
+        notes = read_notes(elf, arch)
+        self.warnings += notes.warnings
+        self._check_size(elf)
+        self.pid = notes.pid
+        self.command = notes.command or notes.name or None
+        self.signal = Signal(*notes.signal) if notes.signal is not None else None
+        modules = self._modules(notes, files)
+        self.warnings += files.warnings
+        self.space = AddressSpace(arch, modules, _regions(arch, self.memory, modules))
+        self.threads = tuple(self._threads(notes))
+        if not self.threads:
+            self.warnings.append("the core holds the registers of no thread (NT_PRSTATUS)")
+
+    def snapshots(self) -> Iterator[Snapshot]:
+        """The threads as the core has them: the kernel and gdb write the crashed one first."""
+        return iter(self.threads)
+
+    def close(self) -> None:
+        """Give back the core and its unpacked copy; the Snapshots' memory is gone then."""
+        self.memory.close()
+        self._input.close()
+
+    def _threads(self, notes: CoreNotes) -> Iterator[Snapshot]:
+        memory, space, pid = self.memory, self.space, notes.pid or 0
+        crashed = self.signal is not None
+        for note in notes.threads:
+            name = notes.name if note.tid == pid and notes.name else None
+            yield Snapshot(note.registers, memory, space, note.tid, pid, name, crashed)
+            crashed = False
+
+    def _check_size(self, elf: Elf) -> None:
+        """Warns of what the core's end cut off."""
+        memory, header = self.memory, elf.header
+        expected = max(
+            [memory.expected, *[r[2] + r[4] for r in elf.program_rows if r[0] == PT.NOTE]]
+        )
+        memory.expected = expected
+        if expected > memory.size:
+            self.warnings.append(
+                f"the core is truncated: {expected - memory.size} of {expected} bytes are missing"
+            )
+        missing = header.phnum - len(elf.program_rows)
+        if missing > 0:
+            self.warnings.append(
+                f"the core is truncated: {missing} of {header.phnum} program headers are missing"
+            )
+
+    def _modules(self, notes: CoreNotes, files: Files) -> list[Module]:
+        memory = self.memory
+        base = os.path.dirname(os.path.abspath(self.path)) if self.path != "-" else os.getcwd()
+        holds_data = memory.holds_data
+        mapped = notes.files or []
+        memory.names = {file.start: file.name for file in mapped}
+
+        def lend(part: Mapping, data: memoryview) -> None:
+            if holds_data or part.executable:
+                memory.back(part.start, data)
+
+        return modules_of(
+            [Mapping(f.start, f.end, f.offset, f.name, memory.executable(f.start)) for f in mapped],
+            memory,
+            files,
+            inside_main=notes.auxv.get(AT.PHDR, 0),
+            base=base,
+            lend=lend,
+            lacking=_FILTER,
+        )
+
+
+def _regions(arch: Architecture, memory: CoreMemory, modules: list[Module]) -> list[Region]:
+    """The mappings of the process, those of the kernel, and those that gcore leaves out."""
+    names = memory.names
+    fixed = {start: name for start, _, name in arch.fixed_regions}
+    found = [
+        Region(start, end, executable or start in fixed, names.get(start) or fixed.get(start, ""))
+        for start, end, executable in memory.mappings()
+    ]
+    known = {region.start for region in found}
+    for start, end, name in arch.fixed_regions:
+        if start not in known and memory.executable(start) is None:
+            found.append(Region(start, end, True, name))
+    for module in modules:
+        for segment in module.image.segments if module.image is not None else ():
+            start = module.to_pc(segment.vaddr) & -_PAGE
+            end = module.to_pc(segment.vaddr + segment.memory_size + _PAGE - 1) & -_PAGE
+            if memory.executable(start) is None and start < end:
+                found.append(Region(start, end, segment.executable, module.name))
+    return found
+
+
+class _CoreTransport:
+    kind = "core"
+
+    def detect(self, head: bytes) -> bool:
+        """Whether a file begins as an ELF core does."""
+        if head[:4] != b"\x7fELF" or len(head) < 18 or head[5] not in (1, 2):
+            return False
+        return int.from_bytes(head[16:18], "little" if head[5] == 1 else "big") == ET.CORE
+
+    def open(self, path: str, files: Files) -> CoreSource:
+        """The core at `path` (`-`: standard input), which may be compressed.
+
+        Raises SourceError where no core can be had from it, FormatError where it begins with no
+        ELF header, UnsupportedArchitecture for a machine or ABI that no file in arch/ describes.
+        """
+        data = load(path, files.progress)
+        try:
+            return _open(path, data, files)
+        except BaseException:
+            data.close()
+            raise
+
+
+def _open(path: str, data: Input, files: Files) -> CoreSource:
+    if data.data[:4] != b"\x7fELF":
+        raise SourceError("it is no core: it does not begin with an ELF header", path)
+    elf = Elf(memoryview(data.data), path)
+    if elf.header.type != ET.CORE:
+        kind = {ET.REL: "an object file", ET.EXEC: "a program", ET.DYN: "a program or library"}
+        raise SourceError(
+            f"it is {kind.get(elf.header.type, 'an ELF file of another type')}, not a core",
+            path,
+            "give the core file; -e names the program that it came from",
+        )
+    return CoreSource(architecture(elf), path, data, elf, files)
+
+
+TRANSPORT = _CoreTransport()
