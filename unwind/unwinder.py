@@ -30,6 +30,8 @@ if TYPE_CHECKING:
     from unwind.space import AddressSpace
     from unwind.step import Caller
 
+    Refused = tuple[tuple[str, NoRow], ...]
+
 # Hostile CFI can go on for ever without reading memory.
 DEFAULT_LIMIT = 1_000_000
 
@@ -46,7 +48,7 @@ class Step(Value):
     row: Row
     trust: str
     caller: Caller
-    refused: tuple[tuple[str, NoRow], ...] = ()
+    refused: Refused = ()
 
 
 class Stop(Value):
@@ -57,7 +59,7 @@ class Stop(Value):
     error: UnwindError | None = None
     row: Row | None = None  # the row that said so, where there was one
     trust: str = ""
-    refused: tuple[tuple[str, NoRow], ...] = ()
+    refused: Refused = ()
     cfa: int | None = None
 
 
@@ -144,46 +146,42 @@ class Unwinder:
                     return _stopped_by(error, place, row, trust, tuple(refused))
                 refused.append((trust, NoRow(str(error))))
                 continue
-            stop = self._judge(place, row, trust, caller, tuple(refused))
-            if isinstance(stop, NoRow):
-                refused.append((trust, stop))
+            verdict = self._judge(place, row, trust, caller)
+            if isinstance(verdict, NoRow):
+                refused.append((trust, verdict))
                 continue
-            return stop or Step(row, trust, caller, tuple(refused))
+            if verdict is not None:
+                end, detail = verdict
+                return Stop(end, detail, None, row, trust, tuple(refused), caller.cfa)
+            return Step(row, trust, caller, tuple(refused))
         return _no_row(place, tuple(refused))
 
     def _judge(
-        self,
-        place: Place,
-        row: Row,
-        trust: str,
-        caller: Caller,
-        refused: tuple[tuple[str, NoRow], ...],
-    ) -> Stop | NoRow | None:
-        """A Stop where the row leads to the end, NoRow where it is not believable, else None."""
-        facts = {"row": row, "trust": trust, "refused": refused, "cfa": caller.cfa}
+        self, place: Place, row: Row, trust: str, caller: Caller
+    ) -> tuple[str, str] | NoRow | None:
+        """An End and its sentence where the row leads to one, NoRow where it is not believable."""
         pc = caller.pc
         if pc is None:
-            return Stop(End.OUTERMOST, row.origin.note, **facts)
+            return End.OUTERMOST, row.origin.note
         if row.signal and (pc or caller.registers.get(self.arch.sp)):
             return None  # whatever was interrupted, a call through a null pointer included
         if pc == 0:
-            if trust in _STRONG and self._wiped(place.memory, caller.cfa - self.arch.word):
-                detail = (
-                    f"the return address of {place.pc:#x} is zero, and so is all the stack around "
-                    f"{caller.cfa - self.arch.word:#x}: it was overwritten or not saved"
+            slot = caller.cfa - self.arch.word
+            if trust in _STRONG and self._wiped(place.memory, slot):
+                return End.NO_MODULE, (
+                    f"the return address of {place.pc:#x} is zero, and so is all the stack from "
+                    f"{slot:#x} on: it was overwritten or not saved"
                 )
-                return Stop(End.NO_MODULE, detail, **facts)
-            return Stop(End.OUTERMOST, "the return address is zero", **facts)
+            return End.OUTERMOST, "the return address is zero"
         if trust not in _STRONG:
             return self._doubt(place, pc)
         if place.space.complete and not place.space.executable(pc):
-            where = place.space.region(pc)
-            lies = f"in {where.name or 'memory'} that is not executable" if where else "nowhere"
-            detail = (
-                f"the return address {pc:#x}, found with CFA {caller.cfa:#x}, lies {lies}: "
-                "the stack is damaged below, or a register it depends on"
+            region = place.space.region(pc)
+            lies = f"in {region.name or 'memory'} that is not executable" if region else "nowhere"
+            return End.NO_MODULE, (
+                f"the return address {pc:#x}, found with CFA {caller.cfa:#x}, lies {lies}: the "
+                "stack is damaged there, or a register that led to it"
             )
-            return Stop(End.NO_MODULE, detail, **facts)
         return None
 
     def _doubt(self, place: Place, pc: int) -> NoRow | None:
@@ -271,7 +269,7 @@ def _stopped_by(
     place: Place,
     row: Row,
     trust: str,
-    refused: tuple[tuple[str, NoRow], ...],
+    refused: Refused,
 ) -> Stop:
     """The Stop for a row that could not be applied."""
     where = f"the caller of {place.pc:#x}: "
@@ -291,7 +289,7 @@ def _stopped_by(
     return Stop(end, detail, error, row, trust, refused)
 
 
-def _no_row(place: Place, refused: tuple[tuple[str, NoRow], ...]) -> Stop:
+def _no_row(place: Place, refused: Refused) -> Stop:
     """The Stop for a place that no source has a row for."""
     module = place.module
     broken = next((no.reason for _, no in refused if no.failed), None)
@@ -311,7 +309,7 @@ def _no_row(place: Place, refused: tuple[tuple[str, NoRow], ...]) -> Stop:
     return Stop(End.NO_ROW, detail + _others(refused), None, None, "", refused)
 
 
-def _others(refused: tuple[tuple[str, NoRow], ...]) -> str:
+def _others(refused: Refused) -> str:
     """What the sources other than CFI said, for the end sentence."""
     said = [f"{trust}: {no.reason}" for trust, no in refused if trust != Trust.CFI]
     return "; " + "; ".join(said) if said else ""

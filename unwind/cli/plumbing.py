@@ -77,8 +77,8 @@ class Progress:
         self._start: float | None = None
         self._on = sys.stderr.isatty()
 
-    def __call__(self, done: int, total: int) -> None:
-        """Say that `done` of `total` (any unit; 0: unknown) is done."""
+    def __call__(self, done: int, total: int | None) -> None:
+        """Say that `done` of `total` (any unit; None: unknown) is done."""
         if not self._on:
             return
         from time import monotonic
