@@ -14,7 +14,7 @@ object before it is the answer: the first question scans two columns, the next s
 
 from __future__ import annotations
 
-from bisect import bisect_right
+from bisect import bisect_left, bisect_right
 from itertools import compress
 from struct import Struct
 
@@ -50,6 +50,8 @@ _RANK = {STB.GLOBAL: 3, STB.WEAK: 2, STB.LOCAL: 1}  # libdwfl: others, GNU_UNIQU
 _LONGEST_NAME = 1 << 16
 _MOST_UNPACKED = 1 << 28  # bytes of .gnu_debugdata when unpacked; libxul's take a tenth
 _LONGEST_CHAIN = 1 << 16  # bytes of one bucket's chain in DT_GNU_HASH
+_MOST_ALIASES = 1000  # of one place that are compared
+_BEYOND = 1 << 65  # no symbol ends there: start and size are 64-bit numbers
 _BLOCK = 256
 _DEAD = -1  # as the end of a symbol that turned out to be none
 
@@ -120,7 +122,7 @@ class Table:
 
     def __iter__(self) -> Iterator[Symbol]:
         """The symbols that may name a place, in the table's order."""
-        for index in self.eligible(1, self.count):
+        for index in compress(range(1, self.count), self.eligible(1, self.count)):
             if self.named(index):
                 yield self.symbol(index)
 
@@ -176,8 +178,8 @@ class Table:
         """Their st_size."""
         return self.column(self._layout.size, low, high)
 
-    def eligible(self, low: int, high: int) -> Iterator[int]:
-        """Those of the indices [low, high) that are defined and of a type that names places."""
+    def eligible(self, low: int, high: int) -> bytes:
+        """One byte for each symbol of [low, high): 1 if it is defined and may name a place."""
         layout = self._layout
         step = layout.record.size
         entries = self._entries[low * step : high * step]
@@ -186,7 +188,7 @@ class Table:
         other = bytes(entries[layout.section + 1 :: step]).translate(_NONZERO)
         number = int.from_bytes  # a byte a symbol: one operation on a long number serves them all
         chosen = number(kinds, "big") & (number(one, "big") | number(other, "big"))
-        return compress(range(low, high), chosen.to_bytes(len(kinds), "big"))
+        return chosen.to_bytes(len(kinds), "big")
 
     def lookup(self, name: bytes) -> Symbol | None:
         """The defined symbol called `name`, of several the one with the strongest binding."""
@@ -214,10 +216,11 @@ class _Index:
 
     def __init__(self, table: Table, low: int, high: int):
         starts, sizes = table.starts(low, high), table.sizes(low, high)
-        order = sorted([i - low for i in table.eligible(low, high)], key=starts.__getitem__)
-        self.starts = [starts[i] for i in order]
-        self.ends = [starts[i] + sizes[i] for i in order]
-        self.order = [i + low for i in order]
+        places = list(compress(range(high - low), table.eligible(low, high)))
+        places.sort(key=starts.__getitem__)
+        self.starts = list(map(starts.__getitem__, places))
+        self.ends = [start + sizes[at] for start, at in zip(self.starts, places, strict=True)]
+        self.order = [at + low for at in places]
         ends = self.ends
         self._blocks = [max(ends[at : at + _BLOCK]) for at in range(0, len(ends), _BLOCK)]
 
@@ -230,13 +233,13 @@ class _Index:
         at = position - 1
         while at >= 0:
             block = at // _BLOCK
+            low = block * _BLOCK
             if blocks[block] > bound:
-                low = block * _BLOCK
                 while at >= low:
                     if ends[at] > bound:
                         return at
                     at -= 1
-            at = block * _BLOCK - 1
+            at = low - 1
         return -1
 
     def drop(self, place: int) -> None:
@@ -275,46 +278,48 @@ class _Run:
         index = self._indexed()
         place = bisect_right(index.starts, vaddr)
         while (place := index.rightmost(place, vaddr)) >= 0:
-            start, group = index.starts[place], []
-            while place >= 0 and index.starts[place] == start:
-                if index.ends[place] > vaddr and self._alive(index, place):
-                    group.append(index.order[place])
-                place -= 1
+            start = index.starts[place]
+            group = self._at(index, place, vaddr + 1, _BEYOND)
             if group:
-                return start, group[::-1]
-            place += 1
+                return start, group
+            place = bisect_left(index.starts, start)
         return -1, []
 
     def _scan(self, vaddr: int) -> tuple[int, list[int]]:
         """As `covering`, without an index: for the first question, often the last."""
         table, low = self.table, self.low
         starts, sizes = table.starts(low, self.high), table.sizes(low, self.high)
-        hits = [
-            at
-            for at, (start, size) in enumerate(zip(starts, sizes, strict=True), low)
-            if start <= vaddr < start + size
-            and at in table.eligible(at, at + 1)
-            and table.named(at)
-        ]
-        if not hits:
-            return -1, []
-        start = max([starts[at - low] for at in hits])
+        both = enumerate(zip(starts, sizes, strict=True), low)
+        hits = [at for at, (start, size) in both if start <= vaddr < start + size]
+        hits = [at for at in hits if any(table.eligible(at, at + 1)) and table.named(at)]
+        start = max([starts[at - low] for at in hits], default=-1)
         return start, [at for at in hits if starts[at - low] == start]
 
-    def _alive(self, index: _Index, place: int) -> bool:
-        if self.table.named(index.order[place]):
-            return True
-        index.drop(place)
-        return False
+    def nearest(self, vaddr: int) -> tuple[int, list[int]]:
+        """The closest start of any symbol at or before `vaddr`, and those there without a size.
 
-    def last_start(self, vaddr: int) -> int:
-        """The closest start of any symbol at or before `vaddr`, or -1."""
+        In the table's order; (-1, []) where there are none.
+        """
+        if self.low >= self.high:
+            return -1, []
+        if self._index is None and (found := self._scan_nearest(vaddr)):
+            return found
         index = self._indexed()
         place = bisect_right(index.starts, vaddr)
         while (place := index.rightmost(place, _DEAD)) >= 0:
             if self._alive(index, place):
-                return index.starts[place]
-        return -1
+                start = index.starts[place]
+                return start, self._at(index, place, start, start)
+        return -1, []
+
+    def _scan_nearest(self, vaddr: int) -> tuple[int, list[int]] | None:
+        """As `nearest`, without an index; None where the closest symbol is none after all."""
+        table = self.table
+        starts = table.starts(self.low, self.high)
+        start = max([start for start in starts if start <= vaddr], default=-1)
+        hits = [at for at, other in enumerate(starts, self.low) if other == start]
+        alive = [at for at in hits if any(table.eligible(at, at + 1)) and table.named(at)]
+        return (start, [at for at in alive if table.fields(at)[2] == 0]) if alive else None
 
     def reaches_beyond(self, start: int, vaddr: int) -> bool:
         """Whether a symbol at or before `vaddr` ends after `start`."""
@@ -325,15 +330,18 @@ class _Run:
                 return True
         return False
 
-    def labels(self, start: int) -> list[int]:
-        """The symbols without a size at `start`, in the table's order."""
-        index, found = self._indexed(), []
-        place = bisect_right(index.starts, start) - 1
-        while place >= 0 and index.starts[place] == start:
-            if index.ends[place] == start and self._alive(index, place):
-                found.append(index.order[place])
-            place -= 1
-        return found[::-1]
+    def _at(self, index: _Index, place: int, low: int, high: int) -> list[int]:
+        """The symbols up to `place` with its start, and an end of [low, high], in table order."""
+        first = bisect_left(index.starts, index.starts[place])
+        last = min(place + 1, first + _MOST_ALIASES)
+        places = [at for at in range(first, last) if low <= index.ends[at] <= high]
+        return [index.order[at] for at in places if self._alive(index, at)]
+
+    def _alive(self, index: _Index, place: int) -> bool:
+        if self.table.named(index.order[place]):
+            return True
+        index.drop(place)
+        return False
 
 
 class SymbolTable:
@@ -415,13 +423,14 @@ def _better(new: Symbol, old: Symbol) -> bool:
 def _label(tables: tuple[Table, ...], vaddr: int) -> Symbol | None:
     """A symbol without a size, as assembly has them: libdwfl takes the last one at its place."""
     runs = [table.globals for table in tables] + [table.locals for table in tables]
-    start = max([run.last_start(vaddr) for run in runs], default=-1)
-    if start < 0 or any(run.reaches_beyond(start, vaddr) for run in runs):
-        return None
-    for run in reversed(runs):
-        for index in reversed(run.labels(start)):
-            if _same_section(run.table, run.table.fields(index)[4], start, vaddr):
-                return run.table.symbol(index)
+    found = [(run, *run.nearest(vaddr)) for run in runs]
+    start = max([start for _, start, _ in found], default=-1)
+    for run, at, indices in reversed(found):
+        for index in reversed(indices) if at == start else ():
+            section = run.table.fields(index)[4]
+            if _same_section(run.table, section, start, vaddr):
+                beyond = any(other.reaches_beyond(start, vaddr) for other in runs)
+                return None if beyond else run.table.symbol(index)
     return None
 
 
@@ -432,14 +441,14 @@ def _same_section(table: Table, section: int, start: int, vaddr: int) -> bool:
 
 
 def symbols_of(elf: Elf, debug: Callable[[], Elf | None]) -> SymbolTable:
-    """The symbols of `elf`, and of the separate debug file that `debug` finds when one is needed.
+    """The symbols of `elf`, and of its separate debug file, which `debug` finds if it is needed.
 
     .symtab holds all that .dynsym holds; where it was stripped away, the debug file has it, or
     .gnu_debugdata the part of it that .dynsym lacks.
     """
+    source = elf if _find(elf, SHT.SYMTAB) is not None else debug()
 
     def full() -> Iterator[Table]:
-        source = elf if _find(elf, SHT.SYMTAB) is not None else debug()
         section = _find(source, SHT.SYMTAB) if source is not None else None
         if source is not None and section is not None:
             yield _table(source, section)
