@@ -5,7 +5,8 @@ from __future__ import annotations
 import os
 
 from unwind.core_memory import CoreMemory
-from unwind.core_notes import AT, CoreNotes, read_notes
+from unwind.core_notes import CoreNotes, read_notes
+from unwind.discover import AT, Discovery, vdso
 from unwind.elf import ET, PT, Elf
 from unwind.errors import SourceError
 from unwind.mappings import Mapping, modules_of
@@ -95,19 +96,38 @@ class CoreSource(Source):
         mapped = notes.files or []
         memory.names = {file.start: file.name for file in mapped}
 
-        def lend(part: Mapping, data: memoryview) -> None:
-            if holds_data or part.executable:
-                memory.back(part.start, data)
+        def lend(start: int, data: memoryview, code: bool) -> None:
+            if holds_data or code:
+                memory.back(start, data)
 
-        return modules_of(
+        known = vdso(memory, notes.auxv.get(AT.SYSINFO_EHDR, 0), files)
+        modules = [known] if known is not None else []
+        phdr = notes.auxv.get(AT.PHDR, 0)
+        modules += modules_of(
             [Mapping(f.start, f.end, f.offset, f.name, memory.executable(f.start)) for f in mapped],
             memory,
             files,
-            inside_main=notes.auxv.get(AT.PHDR, 0),
+            inside_main=phdr,
             base=base,
             lend=lend,
             lacking=_FILTER,
         )
+        found_main = any(start <= phdr < end for m in modules for start, end in m.ranges)
+        if mapped and found_main and not notes.files_cut:
+            return modules
+        return Discovery(
+            self.arch,
+            memory,
+            notes.auxv,
+            files,
+            starts=[start for start, _, _ in memory.mappings()],
+            executable=memory.executable,
+            lend=lend,
+            known=modules,
+            program=notes.name,
+            base=base,
+            lacking=_FILTER,
+        ).run()
 
 
 def _regions(arch: Architecture, memory: CoreMemory, modules: list[Module]) -> list[Region]:

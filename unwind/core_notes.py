@@ -8,7 +8,7 @@ from struct import Struct
 from unwind.registers import Registers
 from unwind.values import Value
 
-__all__ = ["AT", "CoreNotes", "MappedFile", "ThreadNote", "read_notes"]
+__all__ = ["CoreNotes", "MappedFile", "ThreadNote", "read_notes"]
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -23,12 +23,6 @@ class _NT:
 
     PRSTATUS, PRPSINFO, AUXV = 1, 3, 6
     SIGINFO, FILE = 0x5349_4749, 0x4649_4C45
-
-
-class AT:
-    """Keys of the auxiliary vector (Linux v6.13 include/uapi/linux/auxvec.h)."""
-
-    NULL, PHDR, PHENT, PHNUM, BASE, ENTRY, EXECFN, SYSINFO_EHDR = 0, 3, 4, 5, 7, 9, 31, 33
 
 
 # Signals that carry an address: ILL, TRAP, FPE, SEGV; BUS is 7, on MIPS 10.
@@ -68,6 +62,7 @@ class CoreNotes:
         self.signal: tuple[int, int | None, int | None] | None = None
         self.auxv: dict[int, int] = {}
         self.files: list[MappedFile] | None = None
+        self.files_cut = False  # some of them are missing
         self.warnings: list[str] = []
 
 
@@ -195,7 +190,7 @@ def _auxv(data: memoryview, arch: Architecture) -> dict[int, int]:
     words = _words(data, arch)
     found: dict[int, int] = {}
     for key, value in zip(words[::2], words[1::2], strict=False):
-        if key == AT.NULL:
+        if key == 0:  # AT_NULL
             break
         found.setdefault(key, value)
     return found
@@ -210,6 +205,7 @@ def _files(notes: CoreNotes, data: memoryview, arch: Architecture) -> list[Mappe
     head = _words(data[: 2 * word], arch)
     if len(head) < 2:
         notes.warnings.append("the note on the mapped files (NT_FILE) is cut short")
+        notes.files_cut = True
         return []
     count, unit = head
     rows = min(count, len(data) // (3 * word))
@@ -221,7 +217,8 @@ def _files(notes: CoreNotes, data: memoryview, arch: Architecture) -> list[Mappe
         if name and start < end:
             text = known.get(name) or known.setdefault(name, os.fsdecode(name))
             found.append(MappedFile(start, end, offset * unit, text))
-    if len(found) < count:
+    notes.files_cut = len(found) < count
+    if notes.files_cut:
         missing = count - len(found)
         notes.warnings.append(f"{missing} of {count} mapped files (NT_FILE) are cut off or broken")
     return sorted(found, key=lambda file: file.start)

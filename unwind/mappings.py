@@ -8,7 +8,7 @@ from unwind.image import Image
 from unwind.modules import Module, State
 from unwind.values import Value
 
-__all__ = ["Mapping", "from_memory", "modules_of", "same_as"]
+__all__ = ["MOST_MODULES", "Lend", "Mapping", "make_module", "modules_of", "same_as"]
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -17,6 +17,10 @@ if TYPE_CHECKING:
     from unwind.files import Files, Found
     from unwind.protocols import Memory
 
+    # Takes an address, the bytes of the file that is mapped there, and whether they are code.
+    Lend = Callable[[int, memoryview, bool], None]
+
+MOST_MODULES = 4096  # in one process: only a lying source has more
 _PAGE = 4096
 _MASK = 0xFFFF_FFFF_FFFF_FFFF
 _PF_X = 1
@@ -39,32 +43,38 @@ def modules_of(
     *,
     inside_main: int = 0,
     base: str = "",
-    lend: Callable[[Mapping, memoryview], None] | None = None,
+    lend: Lend | None = None,
     lacking: str = "memory does not hold it",
 ) -> list[Module]:
     """The loaded images among `mappings`, with their files, by address.
 
     `memory` must hold only what the process itself had there, or build-ids would be compared
     with themselves. `inside_main` is an address in the main program (AT_PHDR), `base` the
-    directory that relative names start from. `lend` gets each mapping of a file that was found,
-    and the file's bytes. A file that is mapped as data only is no module.
+    directory that relative names start from. `lend` gets the bytes of each file that was found,
+    `lacking` says why memory may not hold an image. A file mapped as data only is no module.
     """
     by_name: dict[str, list[Mapping]] = {}
     for mapping in mappings:
         by_name.setdefault(mapping.name, []).append(mapping)
-    found = []
+    found: list[Module] = []
     for name, group in by_name.items():
         for parts, elf in _instances(name, group, memory):
+            if len(found) >= MOST_MODULES:
+                break
             main = any(part.start <= inside_main < part.end for part in parts)
             check = same_as(elf) if elf is not None else _fits(parts)
             build_id = elf.build_id if elf is not None else None
             result = files.image(name, build_id, main=main, check=check, base=base)
             if elf is None and result.foreign and result.image is None:
                 continue
-            found.append(_module(name, parts, elf, build_id, result, files, lacking))
+            bias = parts[0].start - parts[0].offset & _MASK
+            if elf is None and result.image is not None:
+                bias = _bias(result.image.elf, parts) or 0
+            found.append(make_module(name, bias, _joined(parts), elf, result, files, lacking))
             if lend is not None and result.data is not None:
                 for part in parts:
-                    lend(part, result.data[part.offset : part.offset + part.end - part.start])
+                    data = result.data[part.offset : part.offset + part.end - part.start]
+                    lend(part.start, data, part.executable is not False)
     return sorted(found, key=lambda module: module.start)
 
 
@@ -75,29 +85,28 @@ def _instances(
 
     A copy without readable headers counts when code may run in it.
     """
-    left = sorted(group, key=lambda mapping: mapping.start)
-    while left:
-        head = left[0]
-        if head.offset == 0:
-            elf, known = _headers(memory, head.start, name)
-            if elf is not None:
-                low, high = _span(elf)
-                parts = [part for part in left if low <= part.start < high] or [head]
-                if _loaded(elf, parts):
-                    yield parts, elf
-                left = [part for part in left if part not in parts]
-                continue
-            if known:
-                left = left[1:]  # data, or code that somebody wrote into a file that is no ELF
-                continue
-        parts = _run(left)
-        if any(part.executable is not False for part in parts):
-            yield parts, None
-        left = left[len(parts) :]
+    group = sorted(group, key=lambda mapping: mapping.start)
+    at = 0
+    while at < len(group):
+        head, begin = group[at], at
+        elf, is_none = _headers(memory, head.start, name) if head.offset == 0 else (None, False)
+        at += 1
+        if is_none:
+            continue  # data, or code that somebody wrote into a file that is no ELF
+        if elf is not None:
+            high = _end(elf)
+            while at < len(group) and group[at].start < high:
+                at += 1
+        else:  # a copy goes on for as long as offsets go up with the addresses
+            while at < len(group) and group[at].offset > head.offset:
+                at += 1
+        parts = group[begin:at]
+        if _loaded(elf, parts) if elf else any(part.executable is not False for part in parts):
+            yield parts, elf
 
 
 def _headers(memory: Memory, start: int, name: str) -> tuple[Elf | None, bool]:
-    """The image that begins at `start`; without one, whether memory shows that none does."""
+    """The image that begins at `start`; without one, whether memory shows that there is none."""
     try:
         magic = memory.read(start, 4)
     except MemoryFault:
@@ -105,27 +114,14 @@ def _headers(memory: Memory, start: int, name: str) -> tuple[Elf | None, bool]:
     if magic != b"\x7fELF":
         return None, True
     try:
-        return Elf.from_memory(memory, start, name), True
+        return Elf.from_memory(memory, start, name), False
     except FormatError:
         return None, False
 
 
-def _run(left: Sequence[Mapping]) -> list[Mapping]:
-    """The mappings from the first on whose offsets go up as their addresses do: one copy."""
-    parts = [left[0]]
-    for part in left[1:]:
-        if part.offset <= parts[0].offset:
-            break
-        parts.append(part)
-    return parts
-
-
-def _span(elf: Elf) -> tuple[int, int]:
-    """The addresses that the segments of a loaded image reach from and to."""
-    segments = elf.segments
-    low = min(segment.vaddr for segment in segments) & -_PAGE
-    high = max(segment.vaddr + segment.memory_size for segment in segments)
-    return low + elf.bias & _MASK, high + elf.bias & _MASK
+def _end(elf: Elf) -> int:
+    """The address after the last segment of a loaded image."""
+    return max(segment.vaddr + segment.memory_size for segment in elf.segments) + elf.bias & _MASK
 
 
 def _loaded(elf: Elf, parts: Sequence[Mapping]) -> bool:
@@ -202,33 +198,33 @@ def _same_start(elf: Elf, loaded: Elf) -> bool:
     return True
 
 
-def _module(
+def make_module(
     name: str,
-    parts: Sequence[Mapping],
+    bias: int,
+    ranges: tuple[tuple[int, int], ...],
     elf: Elf | None,
-    build_id: bytes | None,
     result: Found,
     files: Files,
     lacking: str,
 ) -> Module:
-    """The module of one copy, from its file, else from memory as far as that goes."""
-    ranges = _joined(parts)
+    """A module with the image of its file, else with that of memory, as far as that goes.
+
+    `elf` is the image as memory has it; its bias counts where there is one.
+    """
     image, state, tried = result.image, result.state, result.tried
+    build_id = elf.build_id if elf is not None else None
     if image is not None:
-        bias = elf.bias if elf is not None else _bias(image.elf, parts) or 0
         build_id = build_id or image.build_id
-    elif elf is not None:
-        bias = elf.bias
-        image, whole = from_memory(elf, files)
-        state = State.MEMORY_ONLY if whole and state == State.MISSING else state
-        tried = result.tried if whole else (*result.tried, lacking)
     else:
-        bias = parts[0].start - parts[0].offset & _MASK
-        tried = (*result.tried, lacking)
+        image, whole = _from_memory(elf, files) if elf is not None else (None, False)
+        state = State.MEMORY_ONLY if whole and state == State.MISSING else state
+        tried = tried if whole else (*tried, lacking)
+    if elf is not None:
+        bias = elf.bias
     return Module(name, bias, ranges, image, state, result.file, build_id, tried)
 
 
-def from_memory(elf: Elf, files: Files) -> tuple[Image | None, bool]:
+def _from_memory(elf: Elf, files: Files) -> tuple[Image | None, bool]:
     """The image of what memory holds, None where its CFI is not whole; is its code whole too?"""
     tables = [row[3] for row in elf.program_rows if row[0] == PT.GNU_EH_FRAME]
     code, cfi = [], []
