@@ -9,6 +9,7 @@ __all__ = ["Place", "Signal", "Snapshot", "Source"]
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from typing import Self
 
     from unwind.architecture import Architecture
     from unwind.image import Image
@@ -83,7 +84,7 @@ class Source:
     def close(self) -> None:
         """Give back what the source holds: files, temporary copies."""
 
-    def __enter__(self) -> Source:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_error: object) -> None:
