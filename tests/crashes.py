@@ -22,8 +22,11 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from enum import IntEnum
+from itertools import zip_longest
 from pathlib import Path
 from tempfile import TemporaryDirectory
+
+import pytest
 
 from tests.support import cannot, need
 
@@ -51,13 +54,16 @@ class Frame:
 
 @dataclass(frozen=True)
 class Ends:
-    """How a stack ends that can be followed to its end."""
+    """What an unwinder may say of a stack's end, and whether it may end early."""
 
-    reasons: tuple[str, ...] = ("outermost",)
+    complete: tuple[str, ...] = ("outermost",)
+    """Reasons, when all frames were found."""
+    short: tuple[str, ...] = ()
+    """Reasons, when some were not."""
     words: tuple[str, ...] = ()
     """What the sentence about a short stack must speak of."""
     at_least: int | None = None
-    """How many frames of the crashed thread there must be; None: all."""
+    """How many frames there must be; None: all."""
 
 
 @dataclass(frozen=True)
@@ -86,6 +92,9 @@ class Show:
     command: str
     pattern: str
     absent: bool = False
+
+    def found_in(self, printed: str) -> bool:
+        return bool(re.search(self.pattern, printed)) is not self.absent
 
 
 @dataclass(frozen=True)
@@ -116,6 +125,8 @@ class Case:
     nameless: tuple[str, ...] = ()
     """Functions whose symbols may be lost; `*`: all of the program's."""
     ends: Ends = field(default_factory=Ends)
+    trust: tuple[str, ...] = ()
+    """How some frames have to be found; all others by CFI."""
     gdb: str = ""
     """Why gdb 13 does not agree with the truth."""
 
@@ -200,7 +211,7 @@ def forget_nt_file(core: bytearray, stacks: list[Stack]) -> list[Stack]:
 def cut_in_half(core: bytearray, stacks: list[Stack]) -> list[Stack]:
     """Keeps the first half of the file: the notes, and the memory at low addresses."""
     del core[len(core) // 2 :]
-    ends = Ends(("outermost", "memory-fault"), ("truncated",), at_least=1)
+    ends = Ends(short=("memory-fault",), words=("truncated",), at_least=1)
     return [replace(stack, ends=ends) for stack in stacks]
 
 
@@ -218,7 +229,7 @@ def zero_the_stack(core: bytearray, stacks: list[Stack]) -> list[Stack]:
                     core[offset:end] = bytes(end - offset)
             # `outermost` would claim that nothing is missing.
             reasons = ("no-module", "no-row", "memory-fault", "no-progress", "bad-cfi")
-            stack = replace(stack, ends=Ends(reasons, at_least=kept + 1))
+            stack = replace(stack, ends=Ends(short=reasons, at_least=kept + 1))
         altered.append(stack)
     return altered
 
@@ -234,7 +245,7 @@ MUSL = ("-O2", "-fomit-frame-pointer", "-static")
 
 # musl has no CFI at all. main's frame is found by the program's own; the step after that is a
 # matter of luck, and a thread's first function carries the zero frame pointer that clone left.
-MUSL_ENDS = Ends(("outermost", "no-row"))
+MUSL_ENDS = Ends(("outermost", "no-row"), ("outermost", "no-row"))
 MUSL_GDB = "it guesses at libc_start_main_stage2, and wrongly"
 
 CHAIN = ("chain.c",)
@@ -242,10 +253,10 @@ PLUGIN = Library("plugin.so", "plugin.c")
 
 # What the kernel's default filter, 0x33, leaves of a library whose file is gone: its data and the
 # page with its ELF header. The first frame inside it is known from its callee, and no more.
-LIBRARY_LOST = Ends(("no-module", "no-row"), ("coredump_filter",), at_least=3)
+LIBRARY_LOST = Ends(short=("no-module", "no-row"), words=("coredump_filter",), at_least=3)
 
 # on_terminate, libstdc++'s frames, and __clang_call_terminate, which has no CFI.
-CLANG_TERMINATE = Ends(("no-row",), at_least=4)
+CLANG_TERMINATE = Ends(short=("no-row",), at_least=4)
 
 CASES: tuple[Case, ...] = (
     # -- plain code, many frames, many threads
@@ -309,13 +320,13 @@ CASES: tuple[Case, ...] = (
         shows=(Show("readelf --debug-dump=frames {program}", "DW_OP_breg16"),),
     ),
     # -- no code at all, or the kernel's
-    Case("null-pointer", ("pointers.c",), ("null",)),
-    Case("unmapped-pointer", ("pointers.c",), ("unmapped",)),
-    Case("pointer-to-data", ("pointers.c",), ("data",)),
-    Case("pointer-to-heap", ("pointers.c",), ("heap",)),
+    Case("null-pointer", ("pointers.c",), ("null",), trust=("link_register",)),
+    Case("unmapped-pointer", ("pointers.c",), ("unmapped",), trust=("link_register",)),
+    Case("pointer-to-data", ("pointers.c",), ("data",), trust=("link_register",)),
+    Case("pointer-to-heap", ("pointers.c",), ("heap",), trust=("link_register",)),
     Case("vdso", ("vdso.c",), ("direct",)),
     Case("vdso-through-libc", ("vdso.c",), ("libc",)),
-    Case("vsyscall", ("vsyscall.c",)),
+    Case("vsyscall", ("vsyscall.c",), trust=("link_register",)),
     # -- other stacks, other processes
     Case(
         "makecontext",
@@ -410,13 +421,14 @@ CASES: tuple[Case, ...] = (
         options=("--debug-dir", "{directory}/debug"),
         shows=(Show("readelf -SW {program}", r"\.debug_frame", absent=True),),
     ),
-    Case("frame-pointers", CHAIN, ("20",), flags=FRAME_POINTERS),
+    Case("frame-pointers", CHAIN, ("20",), flags=FRAME_POINTERS, trust=("frame_pointer",)),
     Case(
         "frame-pointers-in-library",
         ("dlopen.c",),
         ("{directory}/plugin.so", "callback"),
         flags=(*OMIT, "-rdynamic"),
         libraries=(Library("plugin.so", "plugin.c", FRAME_POINTERS),),
+        trust=("frame_pointer",),
     ),
     # -- how it is linked
     Case("static", CHAIN, flags=(*OMIT, "-static")),
@@ -452,6 +464,7 @@ CASES: tuple[Case, ...] = (
         stops=2,
         libc="musl",
         ends=MUSL_ENDS,
+        trust=("trampoline",),
         gdb=MUSL_GDB,
     ),
     Case(
@@ -497,6 +510,11 @@ CASES: tuple[Case, ...] = (
     Case("cut-in-half", ("threads.c",), ("40",), damage=cut_in_half, gdb="it is confused"),
     Case("zeroed-stack", CHAIN, ("40",), damage=zero_the_stack, gdb="it shows a frame at 0"),
 )
+
+
+def named(*names: str) -> list[Case]:
+    """The cases of these names."""
+    return [case for case in CASES if case.name in names]
 
 
 # ---------------------------------------------------------------------------------- the stages
@@ -552,6 +570,32 @@ def crash_all(cases: Sequence[Case], directory: Path) -> dict[str, Crash | BaseE
 
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         return dict(zip((case.name for case in cases), pool.map(attempt, cases), strict=True))
+
+
+class Crashes:
+    """The crashes of a test session, by case."""
+
+    def __init__(self, cases: Sequence[Case], directory: Path) -> None:
+        self._made = crash_all(cases, directory)
+
+    def __getitem__(self, case: Case) -> Crash:
+        made = self._made[case.name]
+        if isinstance(made, BaseException):
+            raise made
+        return made
+
+
+def crashes_of(request: pytest.FixtureRequest, factory: pytest.TempPathFactory) -> Crashes:
+    """What a session fixture returns: the crashes that the chosen tests ask for, made once."""
+    parameters = (getattr(item, "callspec", None) for item in request.session.items)
+    chosen = [spec.params.get("case") for spec in parameters if spec]
+    names = {case.name for case in chosen if isinstance(case, Case)}
+    return _crashes(tuple(named(*names)), factory.getbasetemp() / "crashes")
+
+
+@functools.cache
+def _crashes(cases: tuple[Case, ...], directory: Path) -> Crashes:
+    return Crashes(cases, directory)
 
 
 @functools.cache
@@ -1025,7 +1069,7 @@ def by_gdb(crash: Crash) -> dict[int, list[Found]]:
 
 def main(names: Sequence[str]) -> None:
     """Prints, for the cases named or all, the truth beside what gdb says."""
-    cases = [case for case in CASES if not names or case.name in names]
+    cases = named(*names) or CASES
     with TemporaryDirectory() as scratch:
         for name, crash in crash_all(cases, Path(scratch)).items():
             print(f"\n=== {name}")
@@ -1039,17 +1083,15 @@ def main(names: Sequence[str]) -> None:
                 wrong = differences(stack, found)
                 print(f"--- thread {tid}{', crashed' * stack.crashed}: {wrong or 'gdb agrees'}")
                 if wrong or names:
-                    _print_columns(
-                        [describe(frame) for frame in stack.frames], list(map(str, found))
-                    )
+                    print("\n".join(columns([describe(frame) for frame in stack.frames], found)))
 
 
-def _print_columns(left: list[str], right: list[str]) -> None:
-    for index in range(max(len(left), len(right))):
+def columns(left: Sequence[object], right: Sequence[object]) -> Iterator[str]:
+    """Two stacks side by side, the middle of deep ones left out."""
+    for index, pair in enumerate(zip_longest(left, right, fillvalue="")):
         if 20 < index < max(len(left), len(right)) - 6:
             continue
-        pair = [column[index] if index < len(column) else "" for column in (left, right)]
-        print(f"    {pair[0]:70} | {pair[1]}")
+        yield f"    {pair[0]!s:70} | {pair[1]}"
 
 
 if __name__ == "__main__":
