@@ -9,7 +9,7 @@ from unwind.core_notes import CoreNotes, read_notes
 from unwind.discover import AT, Discovery, vdso
 from unwind.elf import ET, PT, Elf
 from unwind.errors import SourceError
-from unwind.mappings import Mapping, modules_of
+from unwind.mappings import modules_of
 from unwind.registry import architecture
 from unwind.snapshot import Signal, Snapshot, Source
 from unwind.space import AddressSpace, Region
@@ -104,9 +104,10 @@ class CoreSource(Source):
         modules = [known] if known is not None else []
         phdr = notes.auxv.get(AT.PHDR, 0)
         modules += modules_of(
-            [Mapping(f.start, f.end, f.offset, f.name, memory.executable(f.start)) for f in mapped],
+            mapped,
             memory,
             files,
+            executable=memory.executable,
             inside_main=phdr,
             base=base,
             lend=lend,

@@ -5,10 +5,12 @@ from __future__ import annotations
 import os
 from struct import Struct
 
+from unwind.errors import UnsupportedArchitecture
+from unwind.mappings import Mapping
 from unwind.registers import Registers
 from unwind.values import Value
 
-__all__ = ["CoreNotes", "MappedFile", "ThreadNote", "read_notes"]
+__all__ = ["CoreNotes", "ThreadNote", "read_notes"]
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -38,15 +40,6 @@ class ThreadNote(Value):
     registers: Registers
 
 
-class MappedFile(Value):
-    """One line of NT_FILE: [start, end) maps `name` from byte `offset` on."""
-
-    start: int
-    end: int
-    offset: int
-    name: str
-
-
 class CoreNotes:
     """What the notes of a core tell; what they lack is None or empty.
 
@@ -61,7 +54,7 @@ class CoreNotes:
         self.command = ""
         self.signal: tuple[int, int | None, int | None] | None = None
         self.auxv: dict[int, int] = {}
-        self.files: list[MappedFile] | None = None
+        self.files: list[Mapping] | None = None
         self.files_cut = False  # some of them are missing
         self.warnings: list[str] = []
 
@@ -106,6 +99,8 @@ def _prstatus(arch: Architecture, size: int) -> Layout:
     for name, layout in arch.layouts.items():
         if name.endswith(".prstatus") and layout.size == size:
             return layout
+    if "linux.prstatus" not in arch.layouts:
+        raise UnsupportedArchitecture(f"{arch.name}, of which no layout of NT_PRSTATUS is known")
     return arch.layouts["linux.prstatus"]
 
 
@@ -164,10 +159,10 @@ def _signal(
     if siginfo is None or len(siginfo) < 12:
         return (number, None, None) if number else None
     order = arch.byteorder
-    first, code_at = int.from_bytes(siginfo[:4], order, signed=True), 8
+    first = int.from_bytes(siginfo[:4], order, signed=True)
     if threads and first != number:
         return (number, None, None) if number else None
-    code = int.from_bytes(siginfo[code_at : code_at + 4], order, signed=True)
+    code = int.from_bytes(siginfo[8:12], order, signed=True)
     address = None
     # Linux v6.13 kernel/signal.c siginfo_layout(): only codes between SI_USER and SI_KERNEL
     # come with the fields of their signal.
@@ -196,7 +191,7 @@ def _auxv(data: memoryview, arch: Architecture) -> dict[int, int]:
     return found
 
 
-def _files(notes: CoreNotes, data: memoryview, arch: Architecture) -> list[MappedFile]:
+def _files(notes: CoreNotes, data: memoryview, arch: Architecture) -> list[Mapping]:
     """NT_FILE: count, page size, three words for each mapping, then the names.
 
     Linux v6.13 fs/binfmt_elf.c fill_files_note().
@@ -212,11 +207,11 @@ def _files(notes: CoreNotes, data: memoryview, arch: Architecture) -> list[Mappe
     table = _words(data[2 * word : (2 + 3 * rows) * word], arch)
     names = bytes(data[(2 + 3 * count) * word :]).split(b"\0", len(data))
     known: dict[bytes, str] = {}
-    found: list[MappedFile] = []
+    found: list[Mapping] = []
     for start, end, offset, name in zip(table[::3], table[1::3], table[2::3], names, strict=False):
         if name and start < end:
             text = known.get(name) or known.setdefault(name, os.fsdecode(name))
-            found.append(MappedFile(start, end, offset * unit, text))
+            found.append(Mapping(start, end, offset * unit, text))
     notes.files_cut = len(found) < count
     if notes.files_cut:
         missing = count - len(found)

@@ -12,7 +12,7 @@ __all__ = ["MOST_MODULES", "Lend", "Mapping", "make_module", "modules_of", "same
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Sequence
 
     from unwind.files import Files, Found
     from unwind.protocols import Memory
@@ -27,13 +27,12 @@ _PF_X = 1
 
 
 class Mapping(Value):
-    """[start, end) maps the file `name` from byte `offset` on; `executable` None: unknown."""
+    """[start, end) maps the file `name` from byte `offset` on."""
 
     start: int
     end: int
     offset: int
     name: str
-    executable: bool | None
 
 
 def modules_of(
@@ -41,6 +40,7 @@ def modules_of(
     memory: Memory,
     files: Files,
     *,
+    executable: Callable[[int], bool | None],
     inside_main: int = 0,
     base: str = "",
     lend: Lend | None = None,
@@ -49,41 +49,54 @@ def modules_of(
     """The loaded images among `mappings`, with their files, by address.
 
     `memory` must hold only what the process itself had there, or build-ids would be compared
-    with themselves. `inside_main` is an address in the main program (AT_PHDR), `base` the
-    directory that relative names start from. `lend` gets the bytes of each file that was found,
-    `lacking` says why memory may not hold an image. A file mapped as data only is no module.
+    with themselves. `executable` tells whether code may run at an address, None where that is
+    unknown. `inside_main` is an address in the main program (AT_PHDR), `base` the directory that
+    relative names start from. `lend` gets the bytes of each file that was found, `lacking` says
+    why memory may not hold an image. A file that is mapped as data only is no module.
     """
     by_name: dict[str, list[Mapping]] = {}
     for mapping in mappings:
         by_name.setdefault(mapping.name, []).append(mapping)
     found: list[Module] = []
     for name, group in by_name.items():
-        for parts, elf in _instances(name, group, memory):
+        for copy in _copies(name, group, memory, executable):
             if len(found) >= MOST_MODULES:
                 break
+            elf, parts = copy.elf, copy.parts
             main = any(part.start <= inside_main < part.end for part in parts)
-            check = same_as(elf) if elf is not None else _fits(parts)
+            check = same_as(elf) if elf is not None else _fits(copy)
             build_id = elf.build_id if elf is not None else None
             result = files.image(name, build_id, main=main, check=check, base=base)
             if elf is None and result.foreign and result.image is None:
                 continue
             bias = parts[0].start - parts[0].offset & _MASK
             if elf is None and result.image is not None:
-                bias = _bias(result.image.elf, parts) or 0
+                bias = _bias(result.image.elf, copy) or 0
             found.append(make_module(name, bias, _joined(parts), elf, result, files, lacking))
             if lend is not None and result.data is not None:
                 for part in parts:
                     data = result.data[part.offset : part.offset + part.end - part.start]
-                    lend(part.start, data, part.executable is not False)
+                    lend(part.start, data, part in copy.code)
     return sorted(found, key=lambda module: module.start)
 
 
-def _instances(
-    name: str, group: Sequence[Mapping], memory: Memory
-) -> Iterable[tuple[list[Mapping], Elf | None]]:
-    """The loaded copies of one file: the mappings of each, and its headers as memory has them.
+class _Copy(Value):
+    """One loaded copy of a file: its mappings, those with code, its headers if memory has them."""
 
-    A copy without readable headers counts when code may run in it.
+    parts: Sequence[Mapping]
+    code: Sequence[Mapping]
+    elf: Elf | None
+
+
+def _copies(
+    name: str,
+    group: Sequence[Mapping],
+    memory: Memory,
+    executable: Callable[[int], bool | None],
+) -> Iterator[_Copy]:
+    """The loaded copies among the mappings of one file.
+
+    Without readable headers, mappings are a copy when code may run in one of them.
     """
     group = sorted(group, key=lambda mapping: mapping.start)
     at = 0
@@ -101,8 +114,9 @@ def _instances(
             while at < len(group) and group[at].offset > head.offset:
                 at += 1
         parts = group[begin:at]
-        if _loaded(elf, parts) if elf else any(part.executable is not False for part in parts):
-            yield parts, elf
+        copy = _Copy(parts, [part for part in parts if executable(part.start) is not False], elf)
+        if copy.code if elf is None else _loaded(elf, copy):
+            yield copy
 
 
 def _headers(memory: Memory, start: int, name: str) -> tuple[Elf | None, bool]:
@@ -124,14 +138,12 @@ def _end(elf: Elf) -> int:
     return max(segment.vaddr + segment.memory_size for segment in elf.segments) + elf.bias & _MASK
 
 
-def _loaded(elf: Elf, parts: Sequence[Mapping]) -> bool:
+def _loaded(elf: Elf, copy: _Copy) -> bool:
     """Whether every segment with code (of an image without any: every segment) is mapped."""
-    code = [row for row in elf.program_rows if row[0] == PT.LOAD and row[1] & _PF_X and row[4]]
-    rows = code or [row for row in elf.program_rows if row[0] == PT.LOAD and row[4]]
-    return all(
-        any(_holds(part, elf.bias, row) and part.executable in (bool(code), None) for part in parts)
-        for row in rows
-    )
+    rows = [row for row in elf.program_rows if row[0] == PT.LOAD and row[4]]
+    code = [row for row in rows if row[1] & _PF_X]
+    parts = copy.code if code else copy.parts
+    return all(any(_holds(part, elf.bias, row) for part in parts) for row in code or rows)
 
 
 def _holds(part: Mapping, bias: int, row: tuple[int, ...]) -> bool:
@@ -140,27 +152,29 @@ def _holds(part: Mapping, bias: int, row: tuple[int, ...]) -> bool:
     return part.start <= address < part.end and part.offset + address - part.start == row[2]
 
 
-def _bias(elf: Elf, parts: Sequence[Mapping]) -> int | None:
-    """Where a file lies so that each of its segments with code is one of `parts`, or None."""
-    for row in elf.program_rows:
-        if row[0] != PT.LOAD or not row[1] & _PF_X:
+def _bias(elf: Elf, copy: _Copy) -> int | None:
+    """Where a file lies so that its segments with code are exactly the mappings with code."""
+    rows = [row for row in elf.program_rows if row[0] == PT.LOAD and row[4]]
+    for row in rows:
+        if not row[1] & _PF_X:
             continue
-        for part in parts:
-            if (
-                part.executable is not False
-                and part.offset <= row[2] < part.offset + part.end - part.start
-            ):
-                bias = part.start + row[2] - part.offset - row[3] & _MASK
-                if bias % _PAGE == 0:
-                    return bias
+        for part in copy.code:
+            bias = part.start + row[2] - part.offset - row[3] & _MASK
+            end = row[3] + row[4] + bias + _PAGE - 1 & _MASK & -_PAGE
+            if bias % _PAGE == 0 and part.end == end and _holds(part, bias, row):
+                return bias if _all_hold(copy, bias, rows) else None
     return None
 
 
-def _fits(parts: Sequence[Mapping]) -> Callable[[Elf], str]:
+def _all_hold(copy: _Copy, bias: int, rows: Sequence[tuple[int, ...]]) -> bool:
+    return all(any(_holds(part, bias, row) for part in copy.parts) for row in rows)
+
+
+def _fits(copy: _Copy) -> Callable[[Elf], str]:
     """The check of a file against mappings alone, where memory holds no headers of it."""
 
     def check(elf: Elf) -> str:
-        return "" if _bias(elf, parts) is not None else "its code lies at other file offsets"
+        return "" if _bias(elf, copy) is not None else "its segments are not those in memory"
 
     return check
 
