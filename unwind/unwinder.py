@@ -101,7 +101,10 @@ class Unwinder:
         while True:
             result = self.step(place)
             if isinstance(result, Step):
-                result = guard.check(place, result)
+                if guard.has_seen(place, result):
+                    detail = f"pc {place.pc:#x} with CFA {result.caller.cfa:#x} came again"
+                    return Stack(tuple(frames), End.NO_PROGRESS, detail)
+                result = guard.check(result)
             frames.append(_frame(place, trust, result))
             if isinstance(result, Stop):
                 return Stack(tuple(frames), result.end, result.detail, result.error)
@@ -207,7 +210,7 @@ class Unwinder:
 
 
 class _Guard:
-    """Sees to it that a walk gets somewhere (a Step passes, or becomes a Stop)."""
+    """Sees to it that a walk gets somewhere."""
 
     __slots__ = ("cfa", "seen", "signal", "space")
 
@@ -217,24 +220,27 @@ class _Guard:
         self.cfa = 0
         self.signal = False
 
-    def check(self, place: Place, step: Step) -> Step | Stop:
-        """`step` itself, or no-progress: a repeated (pc, CFA), or a CFA that goes down.
+    def has_seen(self, place: Place, step: Step) -> bool:
+        """Whether the walk was at this pc with this CFA before."""
+        key = (place.pc, step.caller.cfa)
+        if key in self.seen:
+            return True
+        self.seen.add(key)
+        return False
 
-        A lawful switch of stacks leads into another mapping; a signal may be handled on a stack
-        above the interrupted one in the same mapping (an array in a frame of main's).
+    def check(self, step: Step) -> Step | Stop:
+        """`step` itself, or the Stop where the CFA goes down within one mapping.
+
+        A lawful switch of stacks leads into another mapping. Only a signal may be handled above
+        what it interrupted in the same mapping, on a stack that is an array in a frame of main's.
         """
-        cfa = step.caller.cfa
-        detail = ""
-        if (place.pc, cfa) in self.seen:
-            detail = f"pc {place.pc:#x} with CFA {cfa:#x} was met before"
-        elif cfa < self.cfa and not self.signal:
-            here = self.space.region(cfa)
-            if here is not None and here is self.space.region(self.cfa):
-                detail = f"the CFA goes down from {self.cfa:#x} to {cfa:#x} in one mapping"
-        self.seen.add((place.pc, cfa))
+        cfa, below = step.caller.cfa, self.cfa
+        descends = cfa < below and not self.signal
         self.cfa, self.signal = cfa, step.row.signal
-        if not detail:
+        region = self.space.region(cfa) if descends else None
+        if region is None or region is not self.space.region(below):
             return step
+        detail = f"the CFA goes down from {below:#x} to {cfa:#x} in one mapping"
         return Stop(End.NO_PROGRESS, detail, None, step.row, step.trust, step.refused, cfa)
 
 
