@@ -18,7 +18,7 @@ TABLE = """
     values errors version
     rules registers memory signals unpack dwarf.constants dwarf.reader
     architecture dwarf.cfi dwarf.eh_frame_hdr dwarf.instructions elf
-    arch.* registry dwarf.rows dwarf.expression symtab
+    arch.* registry dwarf.rows dwarf.expression symtab relocations
     image step formulas
     modules
     space files frames

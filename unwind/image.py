@@ -183,11 +183,19 @@ def _sections(elf: Elf, kind: Kind) -> Iterator[FrameSection]:
     for section in elf.sections:
         if section.name in names and section.type != SHT.NOBITS and section.size:
             try:
-                data = elf.data(section)
+                data = _contents(elf, section)
             except UnwindError as error:
                 yield UnreadableSection(kind, section.name, error)
             else:
                 yield _frame_section(elf, kind, section.vaddr, data, section)
+
+
+def _contents(elf: Elf, section: Section) -> memoryview:
+    if elf.header.type != ET.REL:
+        return elf.data(section)
+    from unwind.relocations import relocated
+
+    return relocated(elf, section)
 
 
 def _frame_section(
