@@ -34,14 +34,6 @@ class Encoding(Value):
     dereference: Callable[[int], int] | None = None
     where: str = "CFI"
 
-    def read_at(self, read: Callable[[int, int], bytes]) -> Encoding:
-        """The same with `dereference` made from a memory's `read(vaddr, size)`."""
-
-        def dereference(vaddr: int) -> int:
-            return int.from_bytes(read(vaddr, self.address_size), self.byteorder)
-
-        return self.replace(dereference=dereference)  # type: ignore[no-any-return]
-
 
 def uleb_at(data: bytes | memoryview, at: int) -> tuple[int, int]:
     """The unsigned LEB128 at `at` and the place after it (DWARF 5 §7.6).

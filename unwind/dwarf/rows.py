@@ -19,7 +19,7 @@ from unwind.rules import (
     ValOffset,
 )
 
-__all__ = ["row_at", "rows"]
+__all__ = ["initial_row", "row_at", "rows"]
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -52,6 +52,8 @@ def rows(fde: Fde, vendor_opcodes: Mapping[int, str] = VENDOR_OPCODES) -> Iterat
     state = _at_entry(fde, vendor_opcodes)
     execute = state.execute
     start, end = fde.start, fde.end
+    if start >= end:
+        return
     for instruction in decode(
         fde.instructions, cie.encoding, fde.instructions_offset, cie.pointer_encoding, start
     ):
@@ -72,8 +74,7 @@ def rows(fde: Fde, vendor_opcodes: Mapping[int, str] = VENDOR_OPCODES) -> Iterat
             if location >= end:
                 return
             start = location
-    if start < end:
-        yield state.row(start, end)
+    yield state.row(start, end)
 
 
 def row_at(fde: Fde, vaddr: int, vendor_opcodes: Mapping[int, str] = VENDOR_OPCODES) -> Row | None:
@@ -87,6 +88,14 @@ def row_at(fde: Fde, vaddr: int, vendor_opcodes: Mapping[int, str] = VENDOR_OPCO
         if vaddr < row.end:
             return row
     return None
+
+
+def initial_row(cie: Cie, vendor_opcodes: Mapping[int, str] = VENDOR_OPCODES) -> Row:
+    """The rules that every FDE of `cie` begins with, as a row that covers nothing.
+
+    FormatError where the CIE's program is bad.
+    """
+    return _after(cie, vendor_opcodes).row(0, 0)
 
 
 _ADVANCES = frozenset(
@@ -240,22 +249,28 @@ class _State:
 
 
 def _at_entry(fde: Fde, vendor: Mapping[int, str]) -> _State:
-    """The state that the CIE's program makes, for the program of `fde` to go on from."""
-    cie = fde.cie
-    made: _State | None = getattr(cie, "memo", None)
-    if made is None or made.vendor is not vendor:
-        made = _State(cie, cie, vendor)
-        for instruction in decode(
-            cie.instructions, cie.encoding, cie.instructions_offset, cie.pointer_encoding
-        ):
-            if instruction.opcode not in _ADVANCES:
-                made.execute(instruction)
-        made.shared = True
-        object.__setattr__(cie, "memo", made)  # computed twice at worst, published at once
-    state = _State(fde, cie, vendor)
+    """The state that the program of `fde` goes on from."""
+    made = _after(fde.cie, vendor)
+    state = _State(fde, fde.cie, vendor)
     state.cfa, state.rules, state.ra_signed = made.cfa, made.rules, made.ra_signed
     state.initial = made.rules
     state.shared = True
+    return state
+
+
+def _after(cie: Cie, vendor: Mapping[int, str]) -> _State:
+    """The state that the program of `cie` comes to, kept with it."""
+    kept: _State | None = getattr(cie, "memo", None)
+    if kept is not None and kept.vendor is vendor:
+        return kept
+    state = _State(cie, cie, vendor)
+    for instruction in decode(
+        cie.instructions, cie.encoding, cie.instructions_offset, cie.pointer_encoding
+    ):
+        if instruction.opcode not in _ADVANCES:  # a CIE is nowhere
+            state.execute(instruction)
+    state.shared = True
+    object.__setattr__(cie, "memo", state)  # made twice at worst, published at once
     return state
 
 
