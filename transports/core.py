@@ -91,7 +91,7 @@ class CoreSource(Source):
 
     def _modules(self, notes: CoreNotes, files: Files) -> list[Module]:
         memory = self.memory
-        base = os.path.dirname(os.path.abspath(self.path)) if self.path != "-" else os.getcwd()
+        base = _directory(self.path)
         holds_data = memory.holds_data
         mapped = notes.files or []
         memory.names = {file.start: file.name for file in mapped}
@@ -100,7 +100,7 @@ class CoreSource(Source):
             if holds_data or code:
                 memory.back(start, data)
 
-        known = vdso(memory, notes.auxv.get(AT.SYSINFO_EHDR, 0), files)
+        known = vdso(memory, notes.auxv.get(AT.SYSINFO_EHDR, 0), files, "the core lacks it")
         modules = [known] if known is not None else []
         phdr = notes.auxv.get(AT.PHDR, 0)
         modules += modules_of(
@@ -129,6 +129,14 @@ class CoreSource(Source):
             base=base,
             lacking=_FILTER,
         ).run()
+
+
+def _directory(path: str) -> str:
+    """Where the kernel wrote the core: the directory that the process was in, as a rule."""
+    try:
+        return os.getcwd() if path == "-" else os.path.dirname(os.path.abspath(path))
+    except OSError:  # the current directory is gone
+        return ""
 
 
 def _regions(arch: Architecture, memory: CoreMemory, modules: list[Module]) -> list[Region]:

@@ -11,6 +11,7 @@ from bisect import bisect_right
 
 from unwind.elf import DT, ET, PT, Elf
 from unwind.errors import FormatError, MemoryFault
+from unwind.files import Found
 from unwind.mappings import MOST_MODULES, make_module, same_as
 from unwind.modules import Module, State
 from unwind.values import Value
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping
 
     from unwind.architecture import Architecture
-    from unwind.files import Files, Found
+    from unwind.files import Files
     from unwind.image import Image
     from unwind.mappings import Lend
     from unwind.protocols import Memory
@@ -273,17 +274,18 @@ class Discovery:
         return ""
 
 
-def vdso(memory: Memory, address: int, files: Files) -> Module | None:
-    """The kernel's shared object, whose header lies at `address` (AT_SYSINFO_EHDR)."""
-    from unwind.files import Found
-
+def vdso(memory: Memory, address: int, files: Files, lacking: str) -> Module | None:
+    """The kernel's shared object, whose header lies at `address` (AT_SYSINFO_EHDR; 0: none)."""
+    if not address:
+        return None
     try:
         elf = Elf.from_memory(memory, address, "[vdso]")
     except FormatError:
-        return None
-    ranges = _ranges(elf, elf.bias)
+        elf = None
+    ranges = _ranges(elf, elf.bias) if elf is not None else ()
     nothing = Found(None, None, State.MISSING)
-    return make_module("[vdso]", elf.bias, ranges, elf, nothing, files, "") if ranges else None
+    ranges = ranges or ((address, address + _PAGE),)
+    return make_module("[vdso]", address, ranges, elf, nothing, files, lacking)
 
 
 def _holds(module: Module, address: int) -> bool:

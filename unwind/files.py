@@ -176,8 +176,8 @@ class Files:
                 yield _Place(mapped, explicit=True)
                 break
         yield from self._by_build_id(build_id, "")
-        if "/" not in plain or plain[:2] == "//":
-            return  # [vdso], anon_inode:..., //anon: no path
+        if plain[:1] in ("", "[") or plain[:2] == "//" or not (base or "/" in plain):
+            return  # [vdso], //anon: no path
         if self.sysroot:
             yield _Place(os.path.join("/", plain), self.sysroot)
             return
@@ -218,10 +218,10 @@ class Files:
         if link is None or not image.path:
             return
         name, crc = link
-        directory, root = os.path.dirname(os.path.abspath(image.path)), ""
-        if self.sysroot and _below(self.sysroot, directory):
-            root = self.sysroot
-            directory = directory[len(os.path.abspath(root)) :]
+        directory, root = os.path.dirname(os.path.realpath(image.path)), ""
+        if self.sysroot and _below(os.path.realpath(self.sysroot), directory):
+            root = os.path.realpath(self.sysroot)
+            directory = directory[len(root.rstrip("/")) :]
         yield _Place(f"{directory}/{name}", root), crc
         yield _Place(f"{directory}/.debug/{name}", root), crc
         for place in self._debug_roots():
@@ -287,8 +287,7 @@ def resolve(root: str, path: str) -> str:
 
 
 def _below(root: str, directory: str) -> bool:
-    root = os.path.abspath(root).rstrip("/")
-    return (directory + "/").startswith(root + "/")
+    return (directory + "/").startswith(root.rstrip("/") + "/")
 
 
 def _compare(elf: Elf, build_id: bytes | None, check: Check | None) -> None:
