@@ -52,16 +52,14 @@ class AddressSpace:
         regions: Iterable[Region] | None = None,
     ):
         self.arch = arch
-        self.generation = 0
-        self.complete = regions is not None
-        self.modules: tuple[Module, ...] = ()
-        self.regions: tuple[Region, ...] = ()
-        self._starts: list[int] = []
-        self._table: list[tuple[int, Module]] = []
-        self._region_starts: list[int] = []
-        self._set(tuple(modules), None if regions is None else tuple(regions))
+        self.generation = -1
+        self.replace(modules, regions)
 
-    def _set(self, modules: tuple[Module, ...], regions: tuple[Region, ...] | None) -> None:
+    def replace(self, modules: Iterable[Module], regions: Iterable[Region] | None = None) -> None:
+        """Everything that is mapped is this from now on."""
+        self.generation += 1
+        self.complete = regions is not None
+        modules = tuple(modules)
         ranges = sorted(
             ((start, end, module) for module in modules for start, end in module.ranges),
             key=lambda entry: entry[0],
@@ -73,8 +71,8 @@ class AddressSpace:
             )
         self._starts = [start for start, _, _ in ranges]
         self._table = [(end, module) for _, end, module in ranges]
-        self.modules = modules
-        self.regions = tuple(sorted(regions, key=lambda region: region.start))
+        self.modules: tuple[Module, ...] = modules
+        self.regions: tuple[Region, ...] = tuple(sorted(regions, key=lambda region: region.start))
         self._region_starts = [region.start for region in self.regions]
 
     def find(self, address: int) -> Module | None:
