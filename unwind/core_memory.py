@@ -67,7 +67,7 @@ class CoreMemory:
     def mappings(self) -> list[tuple[int, int, bool]]:
         """The (start, end, executable) of each mapping, ascending and without overlap."""
         found, rows = [], zip(self._starts, self._mapped, self._flags, strict=True)
-        limits = [*self._starts[1:], _TOP]
+        limits = [*self._starts, _TOP][1:]  # none where nothing is mapped
         for (start, end, flags), limit in zip(rows, limits, strict=True):
             if start < (end := min(end, limit)):
                 found.append((start, end, bool(flags & _PF_X)))
