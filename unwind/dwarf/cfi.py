@@ -133,6 +133,7 @@ class FrameSection:
         self._u64 = Struct(order + "Q").unpack_from
         self._shapes: dict[int, _Shape] = {}
         self._refused: dict[int, str] = {}  # CIEs that are broken, and why
+        self._broken: set[int] = set()  # FDEs that the index leaves out
         self._index: _Index | None = None
 
     def find(self, vaddr: int) -> Fde | None:
@@ -157,7 +158,7 @@ class FrameSection:
         offset = self._index.find(vaddr)
         if offset is not None:
             return self.fde_at(offset)
-        if error is not None:
+        if error is not None and found is not None and found[1] - self.vaddr in self._broken:
             raise error
         return None
 
@@ -183,6 +184,8 @@ class FrameSection:
         _, field, end, cie_offset = self._entry(offset)
         if cie_offset is None:
             raise self._error("a CIE where an FDE should be", offset)
+        if not 0 <= cie_offset < len(self.data):
+            raise self._error("the pointer to its CIE leads out of the section", offset)
         shape = self._shape(cie_offset)
         start, size, at = shape.extent(field, end)
         augmentation, augmentation_at = b"", at
@@ -268,6 +271,7 @@ class FrameSection:
                 try:
                     start, size, _ = (shapes.get(cie) or self._shape(cie)).extent(field, end)
                 except FormatError:
+                    self._broken.add(offset)
                     continue
                 # lld writes -1 or -2 where code was thrown away: with a size that wraps around.
                 if size and start + size <= limit and self._is_code(start):

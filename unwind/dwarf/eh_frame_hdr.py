@@ -59,19 +59,21 @@ class SearchTable:
         self.eh_frame = reader.pointer(frame)
         entries = reader.pointer(count) or 0
         width = reader.stored_size(table)
-        if width is None or table == DW_EH_PE.omit or table & DW_EH_PE.indirect:
-            entries, width = 0, 1
+        if width is None or table & DW_EH_PE.indirect or self._pads(table, width, address_size):
+            entries, width = 0, 1  # omitted, or nothing that any linker writes
         self.count = max(0, min(entries, (len(data) - reader.at) // (2 * width)))
         self._data = data
         self._encoding = encoding
         self._table = table
         self._width = width
         self._first = reader.at  # where the first entry lies
-        # What every linker writes, numbers of one width relative to one place, is searched as it
-        # lies; the rest is read pointer by pointer.
-        self._base = {DW_EH_PE.absptr: 0, DW_EH_PE.datarel: vaddr}.get(table & 0x70)
-        number = (width, (table & DW_EH_PE.signed) != 0)
-        self._number = Struct(("<" if byteorder == "little" else ">") + _CODES.get(number, "x"))
+        # What linkers write is searched as it lies, where numbers sort as addresses do; the rest
+        # is read pointer by pointer.
+        signed = (table & DW_EH_PE.signed) != 0
+        sorts = {(DW_EH_PE.absptr, False): 0, (DW_EH_PE.datarel, True): vaddr}
+        self._base = sorts.get((table & 0x70, signed))
+        order = "<" if byteorder == "little" else ">"
+        self._number = Struct(order + _CODES.get((width, signed), "x"))
 
     def find(self, vaddr: int) -> tuple[int, int] | None:
         """The last entry (start of the code, vaddr of its FDE) that starts at or before `vaddr`.
@@ -89,6 +91,11 @@ class SearchTable:
         """The whole table as (start of the code, vaddr of its FDE); FormatError where it is bad."""
         for entry in range(self.count):
             yield self._pointer(2 * entry), self._pointer(2 * entry + 1)
+
+    @staticmethod
+    def _pads(table: int, width: int, address_size: int) -> bool:
+        """Whether aligned pointers are narrower than what they are aligned to."""
+        return table & 0x70 == DW_EH_PE.aligned and width % address_size != 0
 
     def _search(self, vaddr: int) -> int:
         if self._base is None:
