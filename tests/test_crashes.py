@@ -8,9 +8,10 @@ from typing import Any
 
 import pytest
 
-from tests import crashes
-from tests.crashes import CASES, Case, Crash, Crashes, Ends, Found, Stack
+from tests import crashes, truth
+from tests.crashes import CASES, Case, Crash, Crashes
 from tests.support import need, python, run, validate
+from tests.truth import Ends, Found, Stack
 
 
 @pytest.fixture(scope="session")
@@ -48,7 +49,7 @@ def assert_truth(document: dict[str, Any], crash: Crash) -> None:
             if not frame["inline"]
         ]
         faults = [
-            *crashes.differences(stack, found),
+            *truth.differences(stack, found),
             *wrong_end(stack, found, thread["end"]),
             *wrong_trust(crash.case, stack, thread["frames"]),
         ]
@@ -62,7 +63,7 @@ def assert_truth(document: dict[str, Any], crash: Crash) -> None:
 def wrong_end(stack: Stack, found: list[Found], end: dict[str, str]) -> list[str]:
     """What is wrong with the reason given for the end of the stack."""
     ends = stack.ends
-    complete = not crashes.differences(replace(stack, ends=Ends()), found)
+    complete = not truth.differences(replace(stack, ends=Ends()), found)
     allowed = ends.complete if complete else ends.short
     detail = end.get("detail", "")
     faults = []
@@ -96,7 +97,7 @@ def name(frame: dict[str, Any], names: dict[str, str]) -> str | None:
     function: str | None = frame.get("function")
     if symbol is None:
         return function
-    assert function is None or crashes.base_name(function) == crashes.base_name(names[symbol])
+    assert function is None or truth.base_name(function) == truth.base_name(names[symbol])
     return names[symbol]
 
 
@@ -111,4 +112,4 @@ def demangled(document: dict[str, Any]) -> dict[str, str]:
 
 def beside(stack: Stack, found: list[Found]) -> str:
     """The truth and what was found, in two columns."""
-    return "\n".join(crashes.columns([crashes.describe(f) for f in stack.frames], found))
+    return "\n".join(truth.columns([truth.describe(f) for f in stack.frames], found))

@@ -7,12 +7,12 @@ from __future__ import annotations
 
 import subprocess
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 
-from tests import crashes
-from tests.crashes import CASES, Case, Crashes, Ends, Found, Frame, Stack
+from tests import core_bytes, crashes, truth
+from tests.crashes import CASES, PROGRAMS, Case, Crashes
+from tests.truth import Ends, Found, Frame, Stack
 
 PROGRAM_CASES = [case for case in CASES if case.shows]
 AGREED_CASES = [case for case in CASES if not case.gdb]
@@ -26,7 +26,7 @@ def crashed(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
 @pytest.mark.parametrize("case", CASES, ids=str)
 def test_core_holds_the_recorded_threads_and_no_other(case: Case, crashed: Crashes) -> None:
     crash = crashed[case]
-    found = crashes.registers(crash.core.read_bytes())
+    found = core_bytes.registers(crash.core.read_bytes())
     assert set(found) == set(crash.stacks)
     first = next(iter(found))
     assert [tid for tid, stack in crash.stacks.items() if stack.crashed] == [first]
@@ -35,7 +35,7 @@ def test_core_holds_the_recorded_threads_and_no_other(case: Case, crashed: Crash
 @pytest.mark.parametrize("case", CASES, ids=str)
 def test_recorded_pc_is_the_one_in_the_core(case: Case, crashed: Crashes) -> None:
     crash = crashed[case]
-    found = crashes.registers(crash.core.read_bytes())
+    found = core_bytes.registers(crash.core.read_bytes())
     known = {
         tid: stack.frames[0].pc
         for tid, stack in crash.stacks.items()
@@ -58,9 +58,9 @@ def test_gdb_agrees(case: Case, crashed: Crashes) -> None:
     crash = crashed[case]
     found = crashes.by_gdb(crash)
     wrong = {
-        tid: crashes.differences(stack, found.get(tid, []))
+        tid: truth.differences(stack, found.get(tid, []))
         for tid, stack in crash.stacks.items()
-        if crashes.differences(stack, found.get(tid, []))
+        if truth.differences(stack, found.get(tid, []))
     }
     assert not wrong
 
@@ -76,8 +76,8 @@ def test_zeroed_stack_keeps_what_lies_below(case: Case, crashed: Crashes) -> Non
     crash = crashed[case]
     (stack,) = crash.stacks.values()
     image = crash.core.read_bytes()
-    _, sp = crashes.registers(image)[stack.tid]
-    home = next(s for s in crashes.segments(image) if s.start <= sp < s.start + s.size)
+    _, sp = core_bytes.registers(image)[stack.tid]
+    home = next(s for s in core_bytes.segments(image) if s.start <= sp < s.start + s.size)
     held = image[home.offset + sp - home.start : home.offset + home.size]
     kept = stack.ends.at_least
     assert kept is not None
@@ -112,45 +112,45 @@ RIGHT = [
 
 
 def test_right_frames_are_accepted() -> None:
-    assert crashes.differences(PLAIN, RIGHT) == []
+    assert truth.differences(PLAIN, RIGHT) == []
 
 
 @pytest.mark.parametrize("number", [0, 1, 3, 4, 5])
 def test_each_missing_frame_is_noticed(number: int) -> None:
-    assert crashes.differences(PLAIN, RIGHT[:number] + RIGHT[number + 1 :])
+    assert truth.differences(PLAIN, RIGHT[:number] + RIGHT[number + 1 :])
 
 
 @pytest.mark.parametrize("number", [0, 1, 4, 5, 6])
 def test_a_frame_too_many_is_noticed(number: int) -> None:
     extra = Found(0x99, "extra")
-    assert crashes.differences(PLAIN, [*RIGHT[:number], extra, *RIGHT[number:]])
+    assert truth.differences(PLAIN, [*RIGHT[:number], extra, *RIGHT[number:]])
 
 
 @pytest.mark.parametrize("number", [0, 1, 2, 4, 5])
 def test_each_wrong_pc_is_noticed(number: int) -> None:
     wrong = list(RIGHT)
     wrong[number] = replace(wrong[number], pc=0x77)
-    assert crashes.differences(PLAIN, wrong)
+    assert truth.differences(PLAIN, wrong)
 
 
 @pytest.mark.parametrize("number", [0, 1, 3, 4, 5])
 def test_each_wrong_name_is_noticed(number: int) -> None:
     wrong = list(RIGHT)
     wrong[number] = replace(wrong[number], name="stranger")
-    assert crashes.differences(PLAIN, wrong)
+    assert truth.differences(PLAIN, wrong)
 
 
 def test_a_signal_frame_is_no_call() -> None:
     wrong = [*RIGHT[:1], replace(RIGHT[1], signal=True), *RIGHT[2:]]
-    assert crashes.differences(PLAIN, wrong)
+    assert truth.differences(PLAIN, wrong)
 
 
 def test_a_prefix_is_enough_where_the_rest_is_lost() -> None:
     short = replace(PLAIN, ends=Ends(short=("memory-fault",), at_least=2))
-    assert crashes.differences(short, RIGHT[:1])
-    assert crashes.differences(short, RIGHT[:2]) == []
-    assert crashes.differences(short, RIGHT[:3]) == []
-    assert crashes.differences(short, [RIGHT[0], RIGHT[0]])
+    assert truth.differences(short, RIGHT[:1])
+    assert truth.differences(short, RIGHT[:2]) == []
+    assert truth.differences(short, RIGHT[:3]) == []
+    assert truth.differences(short, [RIGHT[0], RIGHT[0]])
 
 
 @pytest.mark.parametrize(
@@ -174,11 +174,11 @@ def test_a_prefix_is_enough_where_the_rest_is_lost() -> None:
     ],
 )  # fmt: skip
 def test_base_name_of(name: str, base: str) -> None:
-    assert crashes.base_name(name) == base
+    assert truth.base_name(name) == base
 
 
 def test_every_program_has_a_case() -> None:
     sources = {source for case in CASES for source in case.sources}
     sources |= {library.source for case in CASES for library in case.libraries}
-    found = {path.name for path in Path(crashes.PROGRAMS).iterdir() if path.suffix != ".h"}
-    assert found == sources
+    programs = [path for path in PROGRAMS.iterdir() if '#include "truth.h"' in path.read_text()]
+    assert {path.name for path in programs} <= sources
