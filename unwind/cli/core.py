@@ -45,7 +45,12 @@ def parser() -> ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
         add_help=False,
     )
-    made.add_argument("core", metavar="CORE", help="the core, also compressed; - is standard input")
+    # In a group: for an argument of the parser itself argparse loads shutil, to ask for the
+    # width of the terminal.
+    group = made.add_argument_group("what to read")
+    group.add_argument(
+        "core", metavar="CORE", help="the core, also compressed; - is standard input"
+    )
     _add_output_options(made)
     _add_file_options(made)
     group = made.add_argument_group("how to unwind")

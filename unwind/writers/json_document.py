@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+
 from unwind.writers.escape import escape
 
 __all__ = ["SCHEMA", "document", "dumps"]
@@ -66,6 +68,13 @@ def dumps(value: dict[str, Any]) -> str:
 
 def _text(text: str) -> str:
     """Only what UTF-8 cannot carry is escaped: JSON has its own way for control characters."""
+    if text.isascii():
+        return text
+    try:
+        # In the locale C Python reads paths as ASCII, which makes two surrogates of an é.
+        text = os.fsencode(text).decode("utf-8", "surrogateescape")
+    except UnicodeEncodeError:
+        pass
     return "".join(c if not 0xD800 <= ord(c) <= 0xDFFF else escape(c) for c in text)
 
 
