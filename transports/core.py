@@ -175,26 +175,27 @@ class _CoreTransport:
         Raises SourceError where no core can be had from it, FormatError where it begins with no
         ELF header, UnsupportedArchitecture for a machine or ABI that no file in arch/ describes.
         """
-        data = load(path, files.progress)
+        data = load(path, files.progress, lambda head: _check_head(head, path))
         try:
-            return _open(path, data, files)
+            elf = Elf(memoryview(data.data), path)
+            return CoreSource(architecture(elf), path, data, elf, files)
         except BaseException:
             data.close()
             raise
 
 
-def _open(path: str, data: Input, files: Files) -> CoreSource:
-    if data.data[:4] != b"\x7fELF":
-        raise SourceError("it is no core: it does not begin with an ELF header", path)
-    elf = Elf(memoryview(data.data), path)
-    if elf.header.type != ET.CORE:
-        kind = {ET.REL: "an object file", ET.EXEC: "a program", ET.DYN: "a program or library"}
+def _check_head(head: bytes, path: str) -> None:
+    """Raises SourceError when `head` is not how a core begins."""
+    if head[:4] != b"\x7fELF":
+        raise SourceError("not a core: it does not begin with an ELF header", path)
+    kind = Elf(head.ljust(64, b"\0"), path).header.type
+    if kind != ET.CORE:
+        names = {ET.REL: "an object file", ET.EXEC: "a program", ET.DYN: "a program or library"}
         raise SourceError(
-            f"it is {kind.get(elf.header.type, 'an ELF file of another type')}, not a core",
+            f"not a core but {names.get(kind, 'an ELF file of another type')}",
             path,
-            "give the core file; -e names the program that it came from",
+            "give the core; -e names the program that it came from",
         )
-    return CoreSource(architecture(elf), path, data, elf, files)
 
 
 TRANSPORT = _CoreTransport()

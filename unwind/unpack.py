@@ -21,10 +21,12 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
     Progress = Callable[[int, int | None], None]
+    Check = Callable[[bytes], None]
 
 LARGEST = 1 << 44  # bytes unpacked, holes included: 16 TiB
 _CHUNK = 1 << 18  # bytes taken in, and put out, at a time
 _PAGE = 4096
+_HEAD = 64  # bytes that `check` gets
 _ZEROES = bytes(_CHUNK)
 _MAGIC = {b"\x1f\x8b": "gzip", b"\xfd7zXZ\0": "xz", b"\x28\xb5\x2f\xfd": "zstd"}
 _XZ_MEMORY = 1 << 30  # a dictionary of `xz -9` takes 64 MB
@@ -49,10 +51,12 @@ class Input:
                 pass
 
 
-def load(path: str, progress: Progress | None = None) -> Input:
+def load(path: str, progress: Progress | None = None, check: Check | None = None) -> Input:
     """The contents of `path` (`-`: standard input), unpacked; SourceError when there are none.
 
     `progress` is called now and then with the bytes taken in and, where known, those in all.
+    `check` is called with the first bytes of the contents, and raises what it has against them
+    before gigabytes are unpacked for nothing.
     """
     try:
         handle = os.dup(0) if path == "-" else os.open(path, os.O_RDONLY | os.O_CLOEXEC)
@@ -63,19 +67,24 @@ def load(path: str, progress: Progress | None = None) -> Input:
         if S_ISDIR(status.st_mode):
             raise SourceError("it is a directory", path)
         if S_ISREG(status.st_mode) and os.lseek(handle, 0, os.SEEK_CUR) == 0:
-            return _of_file(path, handle, status.st_size, progress)
-        return _Copy(path, handle, None, progress).run()
+            return _of_file(path, handle, status.st_size, progress, check)
+        return _Copy(path, handle, None, progress).run(check)
     except OSError as error:
         raise SourceError(_reason(error), path) from None
     finally:
         os.close(handle)
 
 
-def _of_file(path: str, handle: int, size: int, progress: Progress | None) -> Input:
+def _of_file(
+    path: str, handle: int, size: int, progress: Progress | None, check: Check | None
+) -> Input:
     if size == 0:
         raise SourceError("the file is empty", path)
-    if _method(os.pread(handle, 6, 0)):
-        return _Copy(path, handle, size, progress).run()
+    head = os.pread(handle, _HEAD, 0)
+    if _method(head):
+        return _Copy(path, handle, size, progress).run(check)
+    if check is not None:
+        check(head)
     return Input(mmap(handle, size, prot=PROT_READ))
 
 
@@ -91,12 +100,14 @@ class _Copy:
         self.taken = 0
         self.warnings: list[str] = []
 
-    def run(self) -> Input:
+    def run(self, check: Check | None) -> Input:
         """The unpacked copy, mapped."""
         copy = _temporary(self.path)
         try:
             written = 0
             for chunk in self._chunks():
+                if written == 0 and check is not None:
+                    check(chunk[:_HEAD])
                 if written + len(chunk) > LARGEST:
                     raise SourceError(f"it unpacks to more than {LARGEST} bytes", self.path)
                 _write_sparse(copy, written, chunk)
@@ -129,13 +140,19 @@ class _Copy:
         while 0 < len(head) < 6 and (more := self._take()):
             head += more  # a pipe may give as little as one byte
         method = _method(head)
-        pieces = self._raw(head) if method is None else self._unpacked(method, head)
         rest = b""
-        for piece in pieces:
-            rest = rest + piece if rest else piece
-            while len(rest) >= _CHUNK:
-                yield rest[:_CHUNK]
-                rest = rest[_CHUNK:]
+        for piece in self._raw(head) if method is None else self._unpacked(method, head):
+            at = 0
+            if rest:
+                at = _CHUNK - len(rest)
+                rest += piece[:at]
+                if len(rest) < _CHUNK:
+                    continue
+                yield rest
+            while at + _CHUNK <= len(piece):
+                yield piece[at : at + _CHUNK]
+                at += _CHUNK
+            rest = piece[at:]
         if rest:
             yield rest
 
@@ -196,15 +213,19 @@ class _Copy:
             import zstandard
         except ImportError:
             raise MissingPackage("zstandard", f"reading {self.path}", "zstd") from None
-        unpacker = zstandard.ZstdDecompressor()
-        source = _Reader(data, self._take)
         try:
-            with unpacker.stream_reader(
-                source,  # type: ignore[arg-type]  # it wants no more than `read`
-                read_across_frames=True,
-            ) as stream:
-                while piece := stream.read(_CHUNK):
-                    yield piece
+            while data:
+                stream = zstandard.ZstdDecompressor().decompressobj()
+                while not stream.eof:
+                    if not data:
+                        data = self._take()
+                    if not data:
+                        raise _Damaged("ends early")
+                    # There is no bound on what comes out, so little goes in: a kilobyte of a
+                    # bomb makes 32 MB.
+                    yield stream.decompress(data[:1024])
+                    data = data[1024:]
+                data = self._next(stream.unused_data + data, b"\x28\xb5\x2f\xfd")
         except zstandard.ZstdError as error:
             raise _Damaged(f"is damaged ({error})") from None
 
@@ -221,20 +242,6 @@ class _Copy:
 
 class _Damaged(Exception):
     """What is wrong with compressed data."""
-
-
-class _Reader:
-    """A file object for zstandard: first `data`, then what `take` gives."""
-
-    def __init__(self, data: bytes, take: Callable[[int], bytes]):
-        self.data, self.take = data, take
-
-    def read(self, size: int = _CHUNK) -> bytes:
-        """At most `size` bytes."""
-        if self.data:
-            data, self.data = self.data[:size], self.data[size:]
-            return data
-        return self.take(size)
 
 
 def _write_sparse(handle: int, at: int, chunk: bytes) -> None:
