@@ -18,6 +18,7 @@ from unwind.testing.assembler import (
     def_cfa_offset,
     offset,
     restore_state,
+    same_value,
     undefined,
     val_expression,
 )
@@ -257,6 +258,14 @@ def test_end_no_progress_where_the_cfa_goes_down_in_one_mapping() -> None:
     stack = unwind(world.snapshot())
     assert (pcs(stack), stack.end) == ([0x1000, 0x1150], End.NO_PROGRESS)
     assert "goes down" in stack.detail
+
+
+def test_end_no_progress_where_the_return_address_is_never_saved() -> None:
+    """The CFA goes up for ever, and no memory is read that could end it."""
+    stays = FDE(0x1100, 0x100, [same_value(RIP)])
+    stack = unwind(World([LEAF, stays], stack=[IN_MIDDLE]).snapshot())
+    assert (pcs(stack), stack.end) == ([0x1000, 0x1150], End.NO_PROGRESS)
+    assert "left where its callee left it" in stack.detail
 
 
 def test_a_cfa_may_go_down_into_another_mapping() -> None:

@@ -6,7 +6,7 @@ from unwind.errors import FormatError, MemoryFault, UnknownRegister, UnwindError
 from unwind.frames import End, Frame, Stack, Trust
 from unwind.lookup import Lookup
 from unwind.modules import State
-from unwind.rules import NoRow
+from unwind.rules import InRegister, NoRow, SameValue
 from unwind.snapshot import Place
 from unwind.sources.cfi import CfiSource
 from unwind.sources.entry import EntrySource
@@ -104,7 +104,7 @@ class Unwinder:
                 if guard.has_seen(place, result):
                     detail = f"pc {place.pc:#x} with CFA {result.caller.cfa:#x} came again"
                     return Stack(tuple(frames), End.NO_PROGRESS, detail)
-                result = guard.check(result)
+                result = guard.check(place, result)
             frames.append(_frame(place, trust, result))
             if isinstance(result, Stop):
                 return Stack(tuple(frames), result.end, result.detail, result.error)
@@ -228,13 +228,17 @@ class _Guard:
         self.seen.add(key)
         return False
 
-    def check(self, step: Step) -> Step | Stop:
-        """`step` itself, or the Stop where the CFA goes down within one mapping.
+    def check(self, place: Place, step: Step) -> Step | Stop:
+        """`step` itself, or a Stop: the CFA goes down within one mapping, or only the CFA changes.
 
         A lawful switch of stacks leads into another mapping. Only a signal may be handled above
         what it interrupted in the same mapping, on a stack that is an array in a frame of main's.
+        Recursion comes to the same pc again too, but by a return address that was saved.
         """
         cfa, below = step.caller.cfa, self.cfa
+        if step.caller.pc == place.pc and place.called and _unsaved(step.row):
+            detail = f"the return address of {place.pc:#x} is left where its callee left it"
+            return Stop(End.NO_PROGRESS, detail, None, step.row, step.trust, step.refused, cfa)
         descends = cfa < below and not self.signal
         self.cfa, self.signal = cfa, step.row.signal
         region = self.space.region(cfa) if descends else None
@@ -242,6 +246,12 @@ class _Guard:
             return step
         detail = f"the CFA goes down from {below:#x} to {cfa:#x} in one mapping"
         return Stop(End.NO_PROGRESS, detail, None, step.row, step.trust, step.refused, cfa)
+
+
+def _unsaved(row: Row) -> bool:
+    """Whether the row leaves the return address in a register."""
+    rule = row.rules.get(row.return_address)
+    return rule is None or isinstance(rule, SameValue | InRegister)
 
 
 def _place(
