@@ -97,8 +97,8 @@ def make_elf(
             wide = (seg.type, seg.flags, offset, seg.vaddr, 0, stored, memory, seg.align)
             row = struct.pack(order + "IIQQQQQQ", *wide)
         else:
-            numbers = (seg.type, offset, seg.vaddr, 0, stored, memory, seg.flags, seg.align)
-            row = struct.pack(order + "8I", *numbers)
+            small = (seg.type, offset, seg.vaddr, 0, stored, memory, seg.flags, seg.align)
+            row = struct.pack(order + "8I", *small)
         table += row.ljust(stride, b"\xee")
     count, last = len(listed) + 1 if listed else 0, len(listed)
     if count >= 0xFF00:
