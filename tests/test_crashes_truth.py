@@ -57,11 +57,12 @@ def test_program_is_what_the_case_claims(case: Case, crashed: Crashes) -> None:
 def test_gdb_agrees(case: Case, crashed: Crashes) -> None:
     crash = crashed[case]
     found = crashes.by_gdb(crash)
-    wrong = {
-        tid: truth.differences(stack, found.get(tid, []))
-        for tid, stack in crash.stacks.items()
-        if truth.differences(stack, found.get(tid, []))
+    compared = {
+        tid: truth.differences(stack, found.get(tid, [])) for tid, stack in crash.stacks.items()
     }
+    wrong = {tid: differences for tid, differences in compared.items() if differences}
+    if wrong and not crashes.gdb_is_known():
+        pytest.xfail(f"either may be wrong, this gdb or the truth: {wrong}")
     assert not wrong
 
 
@@ -71,7 +72,7 @@ def test_stack_overflow_is_deep(case: Case, crashed: Crashes) -> None:
     assert len(stack.frames) > 20_000
 
 
-@pytest.mark.parametrize("case", crashes.named("zeroed-stack"), ids=str)
+@pytest.mark.parametrize("case", crashes.named("zeroed-stack", "zeroed-hole"), ids=str)
 def test_zeroed_stack_keeps_what_lies_below(case: Case, crashed: Crashes) -> None:
     crash = crashed[case]
     (stack,) = crash.stacks.values()
@@ -82,9 +83,13 @@ def test_zeroed_stack_keeps_what_lies_below(case: Case, crashed: Crashes) -> Non
     kept = stack.ends.at_least
     assert kept is not None
     words = [frame.pc.to_bytes(8, "little") for frame in stack.frames if frame.pc is not None]
-    # The last kept frame's pc is there; of what comes after it only what is elsewhere too.
-    assert all(word in held for word in words[1:kept])
-    assert not any(word in held for word in set(words[kept:]) - set(words[:kept]))
+    # The return addresses of the kept frames are there, in this order; then come the zeros.
+    at = 0
+    for word in words[1:kept]:
+        at = held.index(word, at) + 8
+    zeros = held.index(bytes(48), at)
+    assert words[kept] not in held[at:zeros]
+    assert any(held[zeros + 48 :]) is (case.name == "zeroed-hole")
 
 
 # ------------------------------------------------------------------------------- the comparison
