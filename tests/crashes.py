@@ -182,7 +182,7 @@ def zero_the_stack(size: int | None = None) -> Callable[[bytearray, list[Stack]]
     begun with a return address of zero.
     """
     kept = 12
-    reasons = ("no-module", "no-row", "memory-fault", "no-progress", "bad-cfi")
+    reasons: tuple[str, ...] = ("no-module", "no-row", "memory-fault", "no-progress", "bad-cfi")
     if size is not None:
         reasons = (*reasons, "outermost")
 
