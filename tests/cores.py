@@ -84,7 +84,7 @@ class Core:
         header_size, entry = (64, 56) if self.bits == 64 else (52, 32)
         notes = b"".join(self.notes)
         offset = header_size + entry * len(headers)
-        table, contents = b"", [(offset, notes)]
+        table, contents = bytearray(), [(offset, notes)]
         for kind, flags, start, data, size in headers:
             body = notes if kind == 4 else data
             at = offset if kind == 4 else -(-offset // PAGE) * PAGE
@@ -99,7 +99,7 @@ class Core:
             tail = (0, 0, 0, 0, 0, 1, 0, count, 0, 0)
             contents.append((sections, self.pack("IIPPPPIIPP", *tail)))
             count = 0xFFFF
-        yield 0, self._head(header_size, entry, count, sections) + table
+        yield 0, self._head(header_size, entry, count, sections) + bytes(table)
         yield from contents
 
     def build(self, extended: bool = False) -> bytes:
@@ -179,3 +179,10 @@ def map_file(core: Core, data: bytes, base: int, name: str, *, text: bool = Fals
 def lines(base: int, name: str) -> list[tuple[int, int, int, str]]:
     """What NT_FILE says of a `shared_object` mapped at `base`."""
     return [(base, base + PAGE, 0, name), (base + PAGE, base + 2 * PAGE, PAGE, name)]
+
+
+def without(kind: int, core: bytes) -> bytes:
+    """A little-endian core whose notes of type `kind` are of a type that nobody knows."""
+    return core.replace(
+        struct.pack("<I5s", kind, b"CORE"), struct.pack("<I5s", 0x7FFF0000, b"CORE")
+    )

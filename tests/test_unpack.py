@@ -176,9 +176,7 @@ def test_holes_take_no_room(tmp_path: Path) -> None:
     assert path.stat().st_blocks * 512 < 350_000
 
 
-def test_megabytes_of_zeroes_costs_no_disk(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_megabytes_of_zeroes_costs_no_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "core.gz"
     with gzip.open(path, "wb", compresslevel=1) as file:
         for _ in range(64):

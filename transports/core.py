@@ -115,7 +115,7 @@ class CoreSource(Source):
         )
         found_main = any(start <= phdr < end for m in modules for start, end in m.ranges)
         if mapped and found_main and not notes.files_cut:
-            return modules
+            return sorted(modules, key=lambda module: module.start)
         return Discovery(
             self.arch,
             memory,
