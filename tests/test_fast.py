@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import pytest
 from hypothesis import event, given, settings
 from hypothesis import strategies as st
 
+from tests import crashes
+from tests.crashes import CASES, Case, Crashes
 from tests.worlds import BIAS, CALL, STACK, World
 from unwind.arch.x86_64 import ARCH, RBP, RBX, RIP, RSP
 from unwind.fast import FastUnwinder
+from unwind.files import Files
 from unwind.frames import End
 from unwind.testing.assembler import (
     CIE,
@@ -21,6 +25,7 @@ from unwind.testing.assembler import (
     offset,
     undefined,
 )
+from unwind.transports.core import TRANSPORT
 from unwind.unwinder import Unwinder
 
 PLAIN = [
@@ -125,3 +130,22 @@ def test_the_limit_of_frames_holds_for_both_walks() -> None:
     fast = FastUnwinder(Unwinder(ARCH, limit=10))
     trace = fast.trace(world.snapshot())
     assert (len(trace.pcs), trace.end) == (10, End.LIMIT)
+
+
+@pytest.fixture(scope="session")
+def crashed(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Crashes:
+    return crashes.crashes_of(request, tmp_path_factory)
+
+
+@pytest.mark.parametrize("case", CASES, ids=str)
+def test_the_walks_agree_on_every_crash(case: Case, crashed: Crashes) -> None:
+    crash = crashed[case]
+    alone = 0
+    with Files() as files, TRANSPORT.open(str(crash.core), files) as source:
+        exact = Unwinder(source.arch)
+        fast = FastUnwinder(exact)
+        for snapshot in source.snapshots():
+            assert fast.trace(snapshot) == exact.unwind(snapshot).trace
+            alone += fast.pcs(snapshot) is not None
+    if case.name in ("recursion", "threads", "stack-overflow", "static", "gcore"):
+        assert alone == len(crash.stacks)

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import threading
+from concurrent.futures import ThreadPoolExecutor
+
 from tests.worlds import BIAS, CALL, STACK, World
 from unwind.arch.x86_64 import ARCH, RBP, RBX, RIP, RSP
 from unwind.dwarf.constants import DW_OP
@@ -294,3 +297,30 @@ def test_end_limit_where_no_more_frames_were_asked_for() -> None:
     recursion = FDE(0x1000, 0x100)
     stack = unwind(World([recursion], stack=[BIAS + 0x1050] * 100).snapshot(), limit=10)
     assert (len(stack.frames), stack.end) == (10, End.LIMIT)
+
+
+def test_threads_share_modules_and_need_a_walker_each() -> None:
+    """The lazy parts of a fresh image are wanted by eight threads at once."""
+    snapshot = World(PROGRAM, stack=STACK_OF_PROGRAM).snapshot()
+    start = threading.Barrier(8)
+
+    def walk(_: int) -> Stack:
+        start.wait()
+        return Unwinder(ARCH).unwind(snapshot)
+
+    with ThreadPoolExecutor(8) as pool:
+        stacks = list(pool.map(walk, range(8)))
+    assert [pcs(stack) for stack in stacks] == [[0x1000, 0x1150, 0x1250]] * 8
+
+
+def test_a_walk_may_begin_while_another_is_under_way() -> None:
+    """A memory that unwinds another stack when it is read: nothing is kept outside the walk."""
+    inner = World(PROGRAM, stack=STACK_OF_PROGRAM).snapshot()
+    walker = Unwinder(ARCH)
+
+    class Nesting:
+        def read(self, address: int, size: int) -> bytes:
+            assert pcs(walker.unwind(inner)) == [0x1000, 0x1150, 0x1250]
+            return inner.memory.read(address, size)
+
+    assert walker.unwind(inner.replace(memory=Nesting())) == walker.unwind(inner)

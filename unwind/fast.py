@@ -10,6 +10,7 @@ from unwind.memory import view_of
 from unwind.registers import Registers
 from unwind.rules import CfaRegister, Offset, SameValue, Undefined
 from unwind.snapshot import Place
+from unwind.unwinder import Step
 
 __all__ = ["FastUnwinder"]
 
@@ -55,7 +56,7 @@ class FastUnwinder:
             return None
         if arch.byteorder != sys.byteorder:
             return None
-        view = view_of(snapshot.memory, sp)
+        view = view_of(snapshot.memory, sp) or self._view_above(snapshot)
         if view is None:
             return None
         start, data = view
@@ -67,6 +68,13 @@ class FastUnwinder:
             pc, (sp - start) // arch.word, registers.get(arch.fp), words, start, steps
         )
 
+    def _view_above(self, snapshot: Snapshot) -> tuple[int, memoryview] | None:
+        """The stack that frame 0 hangs on, where sp itself has run into the guard page below."""
+        step = self.exact.step(self.exact.innermost(snapshot))
+        if not isinstance(step, Step):
+            return None
+        return view_of(snapshot.memory, step.caller.cfa - self.exact.arch.word)
+
     def _walk(
         self, pc: int, cfa: int, fp: int | None, words: memoryview, start: int, steps: _Steps
     ) -> list[int] | None:
@@ -75,6 +83,8 @@ class FastUnwinder:
         found, cfas = [pc], [cfa]
         restored = 0  # `fp` is the frame pointer of this frame
         step = steps.innermost.get(pc) or self._compile(steps, pc, called=False)
+        if cfa < 0 and cfa + step <= 0:
+            return None  # a negative index would wrap
         try:
             while True:
                 if step > 0:
@@ -86,7 +96,7 @@ class FastUnwinder:
                     restored = len(found) - 1
                     address = fp + steps.on_fp[pc, restored > 0]
                     below, cfa = cfa, (address - start) // self.exact.arch.word
-                    if cfa <= below or address % self.exact.arch.word:
+                    if cfa <= max(below, 0) or address % self.exact.arch.word:
                         return None
                 else:
                     usual = step == _OUTERMOST and len(found) <= self.exact.limit

@@ -8,7 +8,7 @@ __all__ = ["Place", "Signal", "Snapshot", "Source"]
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Mapping
     from typing import Self
 
     from unwind.architecture import Architecture
@@ -28,9 +28,9 @@ class Signal(Value):
 
 
 class Snapshot(Value):
-    """A thread at one instant."""
+    """A thread at one instant. Registers that are not in the mapping are unknown."""
 
-    registers: Registers
+    registers: Mapping[int, int]
     memory: Memory
     space: AddressSpace
     tid: int = 0

@@ -6,6 +6,7 @@ from unwind.errors import FormatError, MemoryFault, UnknownRegister, UnwindError
 from unwind.frames import End, Frame, Stack, Trust
 from unwind.lookup import Lookup
 from unwind.modules import State
+from unwind.registers import Registers
 from unwind.rules import InRegister, NoRow, SameValue
 from unwind.snapshot import Place
 from unwind.sources.cfi import CfiSource
@@ -24,7 +25,6 @@ if TYPE_CHECKING:
     from unwind.architecture import Architecture
     from unwind.modules import Module
     from unwind.protocols import Memory, RowSource
-    from unwind.registers import Registers
     from unwind.rules import Row
     from unwind.snapshot import Snapshot
     from unwind.space import AddressSpace
@@ -114,8 +114,9 @@ class Unwinder:
 
     def innermost(self, snapshot: Snapshot) -> Place:
         """The place of frame 0. UnknownRegister where the snapshot has no pc."""
-        pc = self.arch.innermost(self.arch, snapshot.registers)
-        return _place(snapshot.space, snapshot.registers, snapshot.memory, pc, pc, False)
+        registers = Registers(snapshot.registers)
+        pc = self.arch.innermost(self.arch, registers)
+        return _place(snapshot.space, registers, snapshot.memory, pc, pc, False)
 
     def place(self, snapshot: Snapshot, frame: Frame) -> Place:
         """The place of a frame that a walk of `snapshot` found."""

@@ -212,7 +212,7 @@ class _Report:
             registers=options.registers,
         )
         if not options.quiet:
-            _put(writer.header(self.source))
+            _put(writer.header(self.source, self.source.space.modules))
         if options.modules:
             _put(writer.modules(self.source.space.modules))
         fast = FastUnwinder(self.unwinder)

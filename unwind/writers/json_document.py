@@ -101,6 +101,7 @@ def _source(source: Source) -> dict[str, Any]:
 
 def _module(module: Module) -> dict[str, Any]:
     image = module.image
+    debug = image.debug.path if image is not None and image.debug is not None else None
     return {
         "start": hex(module.start),
         "end": hex(module.end),
@@ -110,7 +111,7 @@ def _module(module: Module) -> dict[str, Any]:
         "build_id": module.build_id.hex() if module.build_id is not None else None,
         "state": module.state,
         "unwind": list(image.unwind_kinds) if image is not None else [],
-        "debug_file": _text(image.debug.path) if image is not None and image.debug else None,
+        "debug_file": _text(debug) if debug is not None else None,
     }
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from unwind.frames import End, Trust
+from unwind.modules import State
 from unwind.signals import CODES
 from unwind.writers.escape import escape
 
@@ -48,8 +49,8 @@ class TextWriter:
         self._digits = 2 * arch.word
         self._places: dict[tuple[object, int, int], str] = {}
 
-    def header(self, source: Source) -> Iterator[str]:
-        """The program, its pid and the signal that ended it."""
+    def header(self, source: Source, modules: Sequence[Module] = ()) -> Iterator[str]:
+        """The program, its pid and its signal, and the files that were not the right ones."""
         command = escape(source.command) if source.command is not None else "unknown"
         pid = f" (pid {source.pid})" if source.pid is not None else ""
         yield self._paint(_BOLD, "program: ") + command + pid
@@ -60,6 +61,10 @@ class TextWriter:
             meaning = CODES.get((name, signal.code or 0))
             meaning = f" ({meaning})" if meaning else ""
             yield self._paint(_BOLD, "signal:  ") + f"{name} ({signal.number}){address}{meaning}"
+        for module in modules:
+            if module.state == State.MISMATCH:
+                reason = escape("; ".join(module.tried))
+                yield self._paint(_WARNING, "another file: ") + reason
         if source.time is not None:
             yield self._paint(_BOLD, "time:    ") + f"{source.time}"
 
@@ -112,7 +117,7 @@ class TextWriter:
             )
             if module.file is not None and module.file != module.name:
                 yield f"    read from {escape(module.file)}"
-            for tried in module.tried if module.state != "ok" else ():
+            for tried in module.tried if module.state != State.OK else ():
                 yield f"    {escape(tried)}"
 
     def _shown(self, count: int) -> Iterable[int]:
