@@ -26,6 +26,7 @@ from tests.elves import (
     without_sections,
 )
 from tests.support import need, run
+from unwind import symtab
 from unwind.elf import SHT, Elf
 from unwind.memory import Span
 from unwind.protocols import ByteOrder
@@ -305,14 +306,22 @@ def check_against_the_plain_rules(chosen: list[Sym], vaddrs: list[int]) -> None:
         )
 
 
-def test_the_first_question_sorts_nothing() -> None:
+def test_the_first_question_sorts_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    made = []
+
+    class Index(symtab._Index):
+        def __init__(self, table: Table, low: int, high: int):
+            made.append(high - low)
+            super().__init__(table, low, high)
+
+    monkeypatch.setattr(symtab, "_Index", Index)
     entries, strings = symbol_bytes([Sym("f", 0x1000, 16), Sym("g", 0x2000, 16)])
-    table = Table(entries, strings, 64, "little")
-    found = SymbolTable.of(table)
-    assert found.find(0x1001)
-    assert table.globals._index is None
-    assert found.find(0x2001)
-    assert table.globals._index is not None
+    table = SymbolTable.of(Table(entries, strings, 64, "little"))
+    assert table.find(0x1001)
+    assert made == []
+    assert table.find(0x2001)
+    assert table.find(0x2002)
+    assert made == [2]
 
 
 def test_a_table_made_to_be_slow_is_not() -> None:

@@ -130,7 +130,7 @@ _PLACES = ("eh_frame", "debug_frame", "debug file")
 
 
 class FrameSections:
-    """A sequence of FrameSections that gets the later ones ready when somebody comes that far.
+    """FrameSections to iterate over; the later ones are got ready when somebody comes that far.
 
     Most lookups end in .eh_frame: no debug file is opened for them and nothing is decompressed.
     """
@@ -146,12 +146,6 @@ class FrameSections:
 
     def __bool__(self) -> bool:
         return any(True for _ in self)
-
-    def __len__(self) -> int:
-        return len(list(self))
-
-    def __getitem__(self, index: int) -> FrameSection:
-        return list(self)[index]
 
 
 class UnreadableSection(FrameSection):

@@ -97,7 +97,7 @@ def _layout(elf_class: int, byteorder: ByteOrder) -> _Layout:
 class Table:
     """One symbol table section and its strings, undigested.
 
-    `first_global` is its sh_info: local symbols stand before it, the others from it on.
+    `first_global` is its sh_info (gABI 4.1): local symbols stand before it, the others from it on.
     `section_at` tells the index of the section a vaddr lies in; without it labels are no names.
     """
 
@@ -117,8 +117,7 @@ class Table:
         self._strings = memoryview(strings)
         self._byteorder = byteorder
         self.section_at = section_at
-        first = min(max(first_global, 1), count)
-        self.globals, self.locals = _Run(self, first, count), _Run(self, 1, first)
+        self.first_global = min(max(first_global, 1), count)
 
     def __iter__(self) -> Iterator[Symbol]:
         """The symbols that may name a place, in the table's order."""
@@ -352,8 +351,8 @@ class SymbolTable:
     """
 
     def __init__(self, groups: Iterable[Callable[[], Iterable[Table]]]):
-        self._groups = list(groups)
-        self._tables: dict[int, tuple[Table, ...]] = {}
+        self._makers = list(groups)
+        self._groups: dict[int, _Group] = {}
         self.problems: tuple[str, ...] = ()
 
     @classmethod
@@ -363,9 +362,9 @@ class SymbolTable:
 
     def find(self, vaddr: int) -> Symbol | None:
         """The symbol that names `vaddr`, or None where nothing does."""
-        for number in range(len(self._groups)):
-            tables = self._group(number)
-            found = _covering(tables, vaddr) or _label(tables, vaddr)
+        for number in range(len(self._makers)):
+            group = self._group(number)
+            found = _covering(group, vaddr) or _label(group, vaddr)
             if found is not None:
                 return found
         return None
@@ -373,8 +372,8 @@ class SymbolTable:
     def named(self, name: str) -> Symbol | None:
         """The defined symbol called `name`, or None."""
         key = name.encode("utf-8", "surrogateescape")
-        for number in range(len(self._groups)):
-            for table in self._group(number):
+        for number in range(len(self._makers)):
+            for table in self._group(number).tables:
                 found = table.lookup(key)
                 if found is not None:
                     return found
@@ -382,24 +381,35 @@ class SymbolTable:
 
     def __iter__(self) -> Iterator[Symbol]:
         """All symbols that may name a place, table by table."""
-        for number in range(len(self._groups)):
-            for table in self._group(number):
+        for number in range(len(self._makers)):
+            for table in self._group(number).tables:
                 yield from table
 
-    def _group(self, number: int) -> tuple[Table, ...]:
-        found = self._tables.get(number)
+    def _group(self, number: int) -> _Group:
+        found = self._groups.get(number)
         if found is None:
             tables: list[Table] = []
             try:
-                tables.extend(self._groups[number]())
+                tables.extend(self._makers[number]())
             except UnwindError as error:  # the tables before the damaged one still serve
                 self.problems = (*self.problems, str(error))
-            found = self._tables[number] = tuple(tables)
+            found = self._groups[number] = _Group(tables)
         return found
 
 
-def _covering(tables: tuple[Table, ...], vaddr: int) -> Symbol | None:
-    for runs in ([table.globals for table in tables], [table.locals for table in tables]):
+class _Group:
+    """Tables that count as one: first all their global and weak symbols, then all local ones."""
+
+    __slots__ = ("globals", "locals", "tables")
+
+    def __init__(self, tables: list[Table]):
+        self.tables = tables
+        self.globals = [_Run(table, table.first_global, table.count) for table in tables]
+        self.locals = [_Run(table, 1, table.first_global) for table in tables]
+
+
+def _covering(group: _Group, vaddr: int) -> Symbol | None:
+    for runs in (group.globals, group.locals):
         found = [(run, *run.covering(vaddr)) for run in runs]
         start = max([start for _, start, _ in found], default=-1)
         best: Symbol | None = None
@@ -420,9 +430,9 @@ def _better(new: Symbol, old: Symbol) -> bool:
     return new.size < old.size and rank >= old_rank
 
 
-def _label(tables: tuple[Table, ...], vaddr: int) -> Symbol | None:
+def _label(group: _Group, vaddr: int) -> Symbol | None:
     """A symbol without a size, as assembly has them: libdwfl takes the last one at its place."""
-    runs = [table.globals for table in tables] + [table.locals for table in tables]
+    runs = group.globals + group.locals
     found = [(run, *run.nearest(vaddr)) for run in runs]
     start = max([start for _, start, _ in found], default=-1)
     for run, at, indices in reversed(found):
