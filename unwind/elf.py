@@ -82,6 +82,7 @@ _NT_GNU_BUILD_ID = 3
 _MASK = 0xFFFF_FFFF_FFFF_FFFF
 _PAGE = 4096
 _LONGEST_NAME = 1024  # of a section: those we look for are short
+_MOST_NOTES = 1 << 20  # bytes of a loaded image's notes: nobody tells how large its file is
 _LARGEST = 1 << 30  # bytes made at once; Chromium's .debug_frame takes a tenth
 
 
@@ -431,15 +432,26 @@ class Elf:
     def notes(self) -> Iterator[Note]:
         """The notes of all PT_NOTEs; of a file without any, those of the SHT_NOTEs."""
         found = [row for row in self.program_rows if row[0] == PT.NOTE]
+        left = self._room_for_notes
         for _, _, offset, vaddr, size, _, align in found:
-            yield from self._notes_in(self._store.contents(offset, vaddr, size), align)
+            data = self._store.contents(offset, vaddr, min(size, left))
+            left -= len(data)
+            yield from self._notes_in(data, align)
         if not found:
             yield from self._section_notes()
 
     def _section_notes(self) -> Iterator[Note]:
+        left = self._room_for_notes
         for section in self.sections:
             if section.type == SHT.NOTE:
-                yield from self._notes_in(self.data(section), section.align)
+                data = self.data(section)[:left]
+                left -= len(data)
+                yield from self._notes_in(data, section.align)
+
+    @property
+    def _room_for_notes(self) -> int:
+        """The bytes that all notes can have together, however often headers point to them."""
+        return len(self._view) or _MOST_NOTES
 
     def _notes_in(self, data: memoryview, align: int) -> Iterator[Note]:
         """gABI 5 "Note Section"; padded to 4 bytes in practice, to 8 where the segment says so."""
@@ -560,6 +572,8 @@ def _inflate(raw: memoryview, size: int, where: str) -> bytes:
         return zlib.decompressobj().decompress(raw, size) if size else b""
     except zlib.error as error:
         raise FormatError(f"damaged zlib data: {error}", where) from None
+    except MemoryError:
+        raise FormatError(f"no memory for {size} bytes when decompressed", where) from None
 
 
 def _unzstd(raw: memoryview, size: int, where: str) -> bytes:
@@ -574,6 +588,8 @@ def _unzstd(raw: memoryview, size: int, where: str) -> bytes:
             while size > 0 and (piece := stream.read(min(size, 1 << 20))):
                 pieces.append(piece)
                 size -= len(piece)
+        return b"".join(pieces)
     except zstandard.ZstdError as error:
         raise FormatError(f"damaged zstd data: {error}", where) from None
-    return b"".join(pieces)
+    except MemoryError:
+        raise FormatError("no memory for what is decompressed", where) from None
