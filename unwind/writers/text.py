@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from unwind.frames import Frame, Stack, Trace
     from unwind.modules import Module
     from unwind.snapshot import Snapshot, Source
+    from unwind.space import AddressSpace
     from unwind.symbols.names import Name
 
 # Of a longer stack the text shows the first and the last frames: who overflows, and who began it.
@@ -47,7 +48,8 @@ class TextWriter:
         self.shorten = shorten
         self.registers = registers
         self._digits = 2 * arch.word
-        self._places: dict[tuple[object, int, int], str] = {}
+        self._numbers: list[str] = []
+        self._places: dict[AddressSpace, tuple[_Places, _Places]] = {}
 
     def header(self, source: Source, modules: Sequence[Module] = ()) -> Iterator[str]:
         """The program, its pid and its signal, and the files that were not the right ones."""
@@ -74,16 +76,21 @@ class TextWriter:
         crashed = " (crashed)" if snapshot.crashed else ""
         return self._paint(_BOLD, f"thread {snapshot.tid}{name}{crashed}:")
 
-    def trace(self, snapshot: Snapshot, trace: Trace) -> Iterator[str]:
-        """The frames of a walk that went by CFI all the way out."""
-        space, place, step = snapshot.space, self._place, self.arch.call_size
-        for n in self._shown(len(trace.pcs)):
-            if n < 0:
-                yield self._left_out(-n)
-                continue
-            pc = trace.pcs[n]
-            lookup_pc = pc - step if n else pc
-            yield f"#{n:<2} {place(space.find(lookup_pc), pc, lookup_pc)}"
+    def trace(self, snapshot: Snapshot, trace: Trace) -> list[str]:
+        """The frames of a walk that went by CFI all the way out.
+
+        Tens of thousands of frames pass here, most of them at a place that was met before: no
+        line of Python runs for one of those.
+        """
+        innermost, callers = self._places_of(snapshot.space)
+        places = [innermost[trace.pcs[0]], *map(callers.__getitem__, trace.pcs[1:])]
+        numbers = self._numbers
+        numbers += [f"#{n:<2} " for n in range(len(numbers), len(places))]
+        lines = list(map(str.__add__, numbers, places))
+        gap = len(lines) - SHOWN_FIRST - SHOWN_LAST
+        if self.shorten and gap > 0:
+            lines[SHOWN_FIRST:-SHOWN_LAST] = [self._left_out(gap)]
+        return lines
 
     def stack(
         self, stack: Stack, notes: Callable[[Frame], Iterable[str]] | None = None
@@ -95,7 +102,7 @@ class TextWriter:
                 continue
             frame = stack.frames[n]
             lookup_pc = frame.pc if frame.signal else frame.lookup_pc
-            line = f"#{n:<2} {self._place(frame.module, frame.pc, lookup_pc)}"
+            line = f"#{n:<2} {self.place(frame.module, frame.pc, lookup_pc)}"
             yield line + self._paint(_WARNING, _tags(frame))
             if self.registers:
                 yield from self._registers(frame)
@@ -130,14 +137,16 @@ class TextWriter:
     def _left_out(self, count: int) -> str:
         return self._paint(_WARNING, f"    ... {count} frames left out ...")
 
-    def _place(self, module: Module | None, pc: int, lookup_pc: int) -> str:
-        key = (module, pc, lookup_pc)
-        text = self._places.get(key)
-        if text is None:
-            text = self._places[key] = self._new_place(module, pc, lookup_pc)
-        return text
+    def _places_of(self, space: AddressSpace) -> tuple[_Places, _Places]:
+        """The texts for the innermost pcs of a space, and those for return addresses."""
+        found = self._places.get(space)
+        if found is None or found[0].generation != space.generation:
+            found = _Places(self, space, 0), _Places(self, space, self.arch.call_size)
+            self._places[space] = found
+        return found
 
-    def _new_place(self, module: Module | None, pc: int, lookup_pc: int) -> str:
+    def place(self, module: Module | None, pc: int, lookup_pc: int) -> str:
+        """A pc with its function, the offset in it and the module's file, as far as known."""
         address = self._paint(_DIM, f"{pc:#0{self._digits + 2}x}")
         if module is None:
             return f"{address} ??"
@@ -158,6 +167,21 @@ class TextWriter:
 
     def _paint(self, code: str, text: str) -> str:
         return f"\x1b[{code}m{text}\x1b[0m" if self.colour and text else text
+
+
+class _Places(dict[int, str]):
+    """The text for each pc of a space, looked up `step` bytes before, made when first asked for."""
+
+    def __init__(self, writer: TextWriter, space: AddressSpace, step: int):
+        self.writer = writer
+        self.space = space
+        self.generation = space.generation
+        self.step = step
+
+    def __missing__(self, pc: int) -> str:
+        lookup_pc = pc - self.step
+        text = self[pc] = self.writer.place(self.space.find(lookup_pc), pc, lookup_pc)
+        return text
 
 
 def _tags(frame: Frame) -> str:
