@@ -170,11 +170,9 @@ class Files:
         if main and self.executable:
             yield _Place(self.executable, explicit=True)
         plain = name.removesuffix(_DELETED)
-        for recorded in dict.fromkeys((name, plain)):
-            mapped = self._mapped(recorded)
-            if mapped:
-                yield _Place(mapped, explicit=True)
-                break
+        mapped = self._mapped(plain) or self._mapped(name)
+        if mapped:
+            yield _Place(mapped, explicit=True)
         yield from self._by_build_id(build_id, "")
         if plain[:1] in ("", "[") or plain[:2] == "//" or not (base or "/" in plain):
             return  # [vdso], //anon: no path
