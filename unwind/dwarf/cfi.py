@@ -10,7 +10,7 @@ from unwind.dwarf.reader import Encoding, Reader
 from unwind.errors import FormatError
 from unwind.values import Value
 
-__all__ = ["Broken", "Cie", "Fde", "FrameSection"]
+__all__ = ["Broken", "Cie", "Fde", "FrameSection", "Terminator"]
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -61,6 +61,7 @@ class Fde(Value):
     cie: Cie
     offset: int
     length: int
+    wide: bool  # 64-bit DWARF
     start: int
     end: int
     augmentation_data: bytes
@@ -89,6 +90,13 @@ class Broken(Value):
     section: str
     offset: int
     error: FormatError
+
+
+class Terminator(Value):
+    """A length of 0, which ends what one object file brought (LSB Core 5.0 §10.6.1)."""
+
+    section: str
+    offset: int
 
 
 class FrameSection:
@@ -162,13 +170,16 @@ class FrameSection:
             raise error
         return None
 
-    def entries(self) -> Iterator[Cie | Fde | Broken]:
+    def entries(self) -> Iterator[Cie | Fde | Broken | Terminator]:
         """All entries in the section's order."""
         at = 0
         try:
             for at, _field, end, cie in self._walk():
                 try:
-                    yield self.cie_at(at) if cie is None else self.fde_at(at)
+                    if end - at == 4:
+                        yield Terminator(self.kind, at)
+                    else:
+                        yield self.cie_at(at) if cie is None else self.fde_at(at)
                 except FormatError as error:
                     yield Broken(self.kind, at, error)
                 at = end
@@ -192,11 +203,10 @@ class FrameSection:
         if shape.sized:
             at, augmentation_at = self._augmentation(at, end, offset)
             augmentation = bytes(self.data[augmentation_at:at])
-        program = bytes(self.data[at:end])
-        length = end - offset - (4 if self._u32(self.data, offset)[0] != 0xFFFFFFFF else 12)
+        wide = self._u32(self.data, offset)[0] == 0xFFFFFFFF
         return Fde(
-            *(shape.cie, offset, length, start, start + size),
-            *(augmentation, augmentation_at, program, at),
+            *(shape.cie, offset, end - offset - (12 if wide else 4), wide, start, start + size),
+            *(augmentation, augmentation_at, bytes(self.data[at:end]), at),
         )
 
     def _augmentation(self, at: int, end: int, offset: int) -> tuple[int, int]:
@@ -254,9 +264,8 @@ class FrameSection:
         while at <= last:
             found = entry(at)
             end = found[2]
-            if end - at > 4:
-                yield found
-            elif not self._sized:  # the terminator: LSB Core 5.0 §10.6.1
+            yield found
+            if end - at == 4 and not self._sized:
                 return
             at = end
 

@@ -1,0 +1,85 @@
+"""unwind-cfi: an ELF file in; its unwind tables, or the row at one address, out."""
+
+from __future__ import annotations
+
+import sys
+
+from unwind.cli.plumbing import add_common_options, run
+
+__all__ = ["main", "parser"]
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from argparse import ArgumentParser, Namespace
+    from collections.abc import Sequence
+
+_EXAMPLES = """\
+examples:
+  unwind-cfi /usr/bin/ls
+      the rows of every function, as readelf --debug-dump=frames-interp has them
+  unwind-cfi --address 0x29d90 /lib/x86_64-linux-gnu/libc.so.6
+      the row in effect at one address, and where it comes from
+"""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command; the exit code comes back."""
+    return run(parser, _command, argv)
+
+
+def parser() -> ArgumentParser:
+    """The command line, for the command itself, its man page and its completion."""
+    import argparse
+
+    made = argparse.ArgumentParser(
+        prog="unwind-cfi",
+        description="Print the call frame information of an ELF file: how to get from each place "
+        "in its code to the caller's registers.",
+        epilog=_EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        add_help=False,
+    )
+    group = made.add_argument_group("what to read")
+    group.add_argument("file", metavar="FILE", help="a program, library, object or debug file")
+    group.add_argument(
+        "--section",
+        choices=("eh_frame", "debug_frame"),
+        help="this section only; both are read otherwise, eh_frame first",
+    )
+    group.add_argument(
+        "--address",
+        type=_address,
+        metavar="A",
+        help="only what is in effect at link-time address A: the row, where it comes from, and "
+        "its rules as formulas",
+    )
+    group = made.add_argument_group("what to print")
+    layout = group.add_mutually_exclusive_group()
+    layout.add_argument(
+        "--raw", action="store_true", help="the instructions instead of the rows they make"
+    )
+    layout.add_argument("--json", action="store_true", help="each row as a line of JSON")
+    add_common_options(made)
+    return made
+
+
+def _address(text: str) -> int:
+    """argparse: a number in any of C's notations, or hexadecimal digits alone."""
+    try:
+        value = int(text, 0)
+    except ValueError:
+        value = int(text, 16)
+    if value < 0:
+        raise ValueError(text)
+    return value
+
+
+def _command(options: Namespace) -> int:
+    from unwind.cli.cfi_report import report
+
+    report(options)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,164 @@
+"""What unwind-cfi prints: its options in, text on standard output out."""
+
+from __future__ import annotations
+
+import mmap
+import os
+import sys
+from stat import S_ISREG
+
+from unwind.cli.plumbing import warn
+from unwind.dwarf.cfi import Broken, Fde
+from unwind.dwarf.constants import DW_CFA, VENDOR_OPCODES
+from unwind.dwarf.rows import row_at
+from unwind.elf import EM, ET, Elf
+from unwind.errors import FormatError, SourceError, UnsupportedArchitecture, UnwindError
+from unwind.formulas import cfa_formula, rule_formula
+from unwind.image import Image, UnreadableSection
+from unwind.registry import architecture
+from unwind.writers.cfi_tables import Tables, json_row
+from unwind.writers.escape import escape
+
+__all__ = ["report"]
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from argparse import Namespace
+    from collections.abc import Iterable, Iterator, Mapping, Sequence
+
+    from unwind.dwarf.cfi import FrameSection
+    from unwind.rules import Row
+
+
+def report(options: Namespace) -> None:
+    """Print what the options ask for; SourceError or FormatError where that cannot be had."""
+    image = _open(options.file)
+    sections = [
+        section for section in image.frame_sections if options.section in (None, section.kind)
+    ]
+    if not sections:
+        raise _no_cfi(image.elf, options.file, options.section)
+    made = _Report(options, image)
+    if options.address is None:
+        made.all(sections)
+    else:
+        made.place(sections, options.address)
+
+
+def _open(path: str) -> Image:
+    """The ELF file at `path`, mapped; its separate debug file is not looked for."""
+    with open(path, "rb", opener=_without_waiting) as file:
+        status = os.fstat(file.fileno())
+        if not S_ISREG(status.st_mode):
+            raise SourceError("it is no regular file", path)
+        if status.st_size == 0:
+            raise FormatError("an empty file", path)
+        data = mmap.mmap(file.fileno(), 0, prot=mmap.PROT_READ)
+        return Image(Elf(memoryview(data), path), path)
+
+
+def _without_waiting(path: str, flags: int) -> int:
+    """`open`, but a FIFO that nobody writes to is opened all the same, to be refused."""
+    return os.open(path, flags | os.O_NONBLOCK | os.O_NOCTTY)
+
+
+def _no_cfi(elf: Elf, path: str, kind: str | None) -> SourceError:
+    if elf.header.type == ET.CORE:
+        return SourceError("a core holds no CFI of its own", path, "unwind-core reads cores")
+    if kind is not None:
+        return SourceError(f"it has no .{kind}", path, "without --section any CFI will do")
+    return SourceError(
+        "it has no CFI, neither .eh_frame nor .debug_frame",
+        path,
+        "a .debug_frame may be in its separate debug file",
+    )
+
+
+class _Report:
+    """One run of the command over one file."""
+
+    def __init__(self, options: Namespace, image: Image):
+        self.options = options
+        self.image = image
+        names, self.vendor_opcodes = _machine(image.elf)
+        self.tables = Tables(names, self.vendor_opcodes, self._complain)
+
+    def all(self, sections: Sequence[FrameSection]) -> None:
+        """Print whole sections; what cannot be read of them is told when the rest is out."""
+        unreadable = None
+        for section in sections:
+            if isinstance(section, UnreadableSection):
+                unreadable = section.error
+            elif self.options.json:
+                for entry in section.entries():
+                    if isinstance(entry, Fde):
+                        self._put(self.tables.json(entry))
+                    elif isinstance(entry, Broken):
+                        self._complain(entry.error)
+            else:
+                self._put(self.tables.section(section, raw=self.options.raw))
+        if unreadable is not None:
+            raise unreadable
+
+    def place(self, sections: Sequence[FrameSection], vaddr: int) -> None:
+        """Print what is in effect at one address."""
+        for section in sections:
+            fde = section.find(vaddr)
+            if fde is None:
+                continue
+            if self.options.raw:
+                self._put(self.tables.entry(entry, raw=True) for entry in (fde.cie, fde))
+                return
+            row = row_at(fde, vaddr, self.vendor_opcodes)
+            if row is not None:
+                self._put(self._row(row, fde, vaddr))
+                return
+        raise SourceError(
+            f"no FDE covers {vaddr:#x}", self.options.file, "without --address it prints them all"
+        )
+
+    def _row(self, row: Row, fde: Fde, vaddr: int) -> Iterator[str]:
+        if self.options.json:
+            yield f"{json_row(row, self.tables.name)}\n"
+            return
+        name = self._function(vaddr)
+        yield f"{vaddr:#x}{f' in {name}' if name else ''}\n"
+        yield f".{fde.section}: FDE at {fde.offset:#x} for {fde.start:#x}..{fde.end:#x}, "
+        yield f"CIE at {fde.cie.offset:#x}{', signal frame' if row.signal else ''}\n"
+        signed = ", return address signed" if row.ra_signed else ""
+        yield f"row for {row.start:#x}..{row.end:#x}{signed}:\n"
+        yield f"  CFA = {cfa_formula(row.cfa, self.tables.name)}\n"
+        for number, rule in sorted(row.rules.items()):
+            yield f"  {self.tables.name(number)} = {rule_formula(rule, self.tables.name)}\n"
+
+    def _function(self, vaddr: int) -> str:
+        """The symbol around `vaddr` with the offset into it, "" where none is known."""
+        if self.image.elf.header.type == ET.REL:  # each of its sections begins at 0
+            return ""
+        try:
+            symbol = self.image.symbols.find(vaddr)
+        except UnwindError:
+            return ""
+        if symbol is None:
+            return ""
+        beyond = f"+{vaddr - symbol.vaddr:#x}" if vaddr != symbol.vaddr else ""
+        return escape(symbol.name) + beyond
+
+    def _complain(self, error: UnwindError) -> None:
+        warn("unwind-cfi", escape(f"{self.options.file}: {error}"))
+
+    def _put(self, texts: Iterable[str]) -> None:
+        write = sys.stdout.write
+        for text in texts:
+            write(text)
+
+
+def _machine(elf: Elf) -> tuple[Mapping[int, str], Mapping[int, str]]:
+    """The names of registers and vendors' opcodes; none of the former on an unknown machine."""
+    try:
+        arch = architecture(elf)
+    except UnsupportedArchitecture:
+        # 0x2d is SPARC's everywhere but on this machine, whose tables are of use without names.
+        own = {DW_CFA.GNU_window_save: "AARCH64_negate_ra_state"}
+        return {}, own if elf.header.machine == EM.AARCH64 else VENDOR_OPCODES
+    return arch.names, arch.vendor_opcodes
