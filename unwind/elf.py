@@ -161,26 +161,20 @@ class Segment:
         return f"Segment({self.vaddr:#x}, {self.memory_size:#x})"
 
 
-class _Layout(Value):
+class _Layout:
     """How the records of one ELF class and byte order are laid out."""
 
-    header: Struct
-    program: Struct
-    section: Struct
-    dynamic: Struct
-    compressed: Struct
-    note: Struct
+    __slots__ = ("compressed", "dynamic", "header", "note", "program", "section")
 
-
-def _layout(elf_class: int, byteorder: ByteOrder) -> _Layout:
-    order = "<" if byteorder == "little" else ">"
-    formats = (
-        # p_paddr is left out, and ch_reserved
-        ("HHIQQQIHHHHHH", "IIQQ8xQQQ", "IIQQQQIIQQ", "QQ", "I4xQQ", "III")
-        if elf_class == 64
-        else ("HHIIIIIHHHHHH", "III4xIIII", "IIIIIIIIII", "II", "III", "III")
-    )
-    return _Layout(*[Struct(order + text) for text in formats])
+    def __init__(self, elf_class: int, byteorder: ByteOrder):
+        order = "<" if byteorder == "little" else ">"
+        wide = elf_class == 64
+        self.header = Struct(order + ("HHIQQQIHHHHHH" if wide else "HHIIIIIHHHHHH"))
+        self.program = Struct(order + ("IIQQ8xQQQ" if wide else "III4xIIII"))  # without p_paddr
+        self.section = Struct(order + ("IIQQQQIIQQ" if wide else "IIIIIIIIII"))
+        self.dynamic = Struct(order + ("QQ" if wide else "II"))
+        self.compressed = Struct(order + ("I4xQQ" if wide else "III"))
+        self.note = Struct(order + "III")
 
 
 _layouts: dict[tuple[int, str], _Layout] = {}
@@ -292,7 +286,7 @@ class Elf:
         byteorder: ByteOrder = "little" if ident[5] == 1 else "big"
         layout = _layouts.get((elf_class, byteorder))
         if layout is None:
-            layout = _layouts[elf_class, byteorder] = _layout(elf_class, byteorder)
+            layout = _layouts[elf_class, byteorder] = _Layout(elf_class, byteorder)
         self._layout = layout
         if len(view) < 16 + layout.header.size:
             raise FormatError("the file ends within its ELF header", self.path, len(view))

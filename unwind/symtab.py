@@ -74,24 +74,21 @@ class Symbol(Value):
     section: int
 
 
-class _Layout(Value):
-    """Where the fields of a symbol lie (gABI 4.1 fig. 4-15), counted in bytes."""
+class _Layout:
+    """Where the fields of a symbol lie (gABI 4.1 fig. 4-15)."""
 
-    record: Struct  # name, value, size, info, section, in this order once `pick`ed
-    pick: tuple[int, int, int, int, int]
-    word: Literal["Q", "I"]
-    words: int  # of that size in one symbol
-    value: int
-    size: int
-    info: int
-    section: int
+    __slots__ = ("info", "pick", "record", "section", "size", "value", "word", "words")
 
-
-def _layout(elf_class: int, byteorder: ByteOrder) -> _Layout:
-    order = "<" if byteorder == "little" else ">"
-    if elf_class == 64:
-        return _Layout(Struct(order + "IBxHQQ"), (0, 3, 4, 1, 2), "Q", 3, 1, 2, 4, 6)
-    return _Layout(Struct(order + "IIIBxH"), (0, 1, 2, 3, 4), "I", 4, 1, 2, 12, 14)
+    def __init__(self, elf_class: int, byteorder: ByteOrder):
+        order = "<" if byteorder == "little" else ">"
+        wide = elf_class == 64
+        self.record = Struct(order + ("IBxHQQ" if wide else "IIIBxH"))
+        # Which of the record's fields are name, value, size, info and section.
+        self.pick = (0, 3, 4, 1, 2) if wide else (0, 1, 2, 3, 4)
+        # A symbol as a row of words of one size: the number of value and of size among them.
+        self.word: Literal["Q", "I"] = "Q" if wide else "I"
+        self.words, self.value, self.size = (3, 1, 2) if wide else (4, 1, 2)
+        self.info, self.section = (4, 6) if wide else (12, 14)  # their bytes
 
 
 class Table:
@@ -111,7 +108,7 @@ class Table:
         first_global: int = 1,
         section_at: Callable[[int], int | None] | None = None,
     ):
-        self._layout = layout = _layout(elf_class, byteorder)
+        self._layout = layout = _Layout(elf_class, byteorder)
         self.count = count = len(entries) // layout.record.size
         self._entries = memoryview(entries)[: count * layout.record.size]
         self._strings = memoryview(strings)
