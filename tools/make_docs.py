@@ -356,7 +356,9 @@ def _zsh_value(argument: Argument) -> str:
         return f":{name}:({' '.join(argument.choices)})"
     if argument.value in DIRECTORIES:
         return f":{name}:_files -/"
-    return f":{name}:_files" if argument.value in FILES else f":{name}: "
+    if argument.value in FILES:
+        return f":{name}:" + ("{compset -P '*='; _files}" if "=" in name else "_files")
+    return f":{name}: "
 
 
 def main() -> None:
