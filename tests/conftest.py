@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import os
 from collections.abc import Generator
+from pathlib import Path
 from typing import TypeVar
 
 import hypothesis
 import pytest
 
-from tests.support import STRICT
+from tests.support import ROOT, STRICT, python
 
 Report = TypeVar("Report", pytest.TestReport, pytest.CollectReport)
 
@@ -18,6 +19,15 @@ Report = TypeVar("Report", pytest.TestReport, pytest.CollectReport)
 hypothesis.settings.register_profile("repeatable", derandomize=True, deadline=None, database=None)
 hypothesis.settings.register_profile("explore", deadline=None, max_examples=2_000)
 hypothesis.settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "repeatable"))
+
+
+@pytest.fixture(scope="session")
+def example(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The shipped example of x86_64, unpacked: `core` and a sysroot around it."""
+    where = tmp_path_factory.mktemp("an example")
+    archive = ROOT / "examples/x86_64-crash.tar.xz"
+    python("-W", "ignore", "-m", "tarfile", "-e", archive, where).check_returncode()
+    return where
 
 
 @pytest.hookimpl(wrapper=True)

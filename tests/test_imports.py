@@ -1,0 +1,80 @@
+"""What a command loads at start-up: each module here costs every run of every command time.
+
+Measured with CPython 3.11 on a slow core: typing 5 ms, dataclasses with its classes 22, pathlib 5,
+shutil (with bz2 and lzma) 4, importlib.metadata 20, pyelftools 25, capstone 40, numpy 70. argparse
+with re and enum costs 4 and is what the options are worth.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from tests.support import python
+from tests.test_layers import checked
+from tools.make_docs import commands
+
+HEAVY = set(
+    "asyncio bz2 capstone concurrent ctypes dataclasses decimal difflib elftools"
+    " fractions hashlib importlib.metadata importlib.resources inspect json logging lzma"
+    " multiprocessing numpy pathlib pickle random shutil socket subprocess tempfile textwrap"
+    " tokenize typing unittest urllib xml zipfile zstandard".split()
+)
+# argparse asks for the terminal's width, through shutil, once an option is added to the parser
+# itself instead of one of its groups.
+HINT = "load it in the function that needs it"
+
+LOADED = """
+import sys
+before = set(sys.modules)
+{code}
+print(*set(sys.modules) - before, file=sys.stderr)
+"""
+
+
+def loaded(code: str, *arguments: str) -> set[str]:
+    """The heavy modules that are loaded once `code` has run in a bare interpreter."""
+    done = python("-S", "-c", LOADED.format(code=code), *arguments)
+    assert done.returncode == 0, done.stderr
+    names = done.stderr.split("\n")[-2].split()
+    return {name for name in names if name in HEAVY or name.partition(".")[0] in HEAVY}
+
+
+RUN = """
+import io
+from {module} import main
+sys.stdout = io.StringIO()
+try:
+    code = main(sys.argv[1:])
+except SystemExit as exit:
+    code = exit.code
+assert not code
+"""
+
+
+@pytest.mark.parametrize("name", commands())
+def test_a_command_starts_with_what_it_runs(name: str) -> None:
+    assert loaded(RUN.format(module=commands()[name]), "--version") == set(), HINT
+
+
+def test_a_core_is_unwound_with_what_that_takes(example: Path) -> None:
+    code = RUN.format(module="unwind.cli.core")
+    assert loaded(code, "--sysroot", str(example), str(example / "core")) == set(), HINT
+
+
+def test_a_row_is_looked_up_with_what_that_takes(example: Path) -> None:
+    code = RUN.format(module="unwind.cli.cfi")
+    program = example / "tmp/unwind-demo/crash"
+    assert loaded(code, "--address", "0x126a", str(program)) == set(), HINT
+
+
+def test_modules_of_the_library_load_nothing_heavy() -> None:
+    modules = [name for name in checked() if not name.startswith("testing")]
+    code = "import importlib\nfor name in sys.argv[1:]: importlib.import_module('unwind.' + name)"
+    assert loaded(code, *modules) == set(), HINT
+
+
+def test_the_root_loads_nothing_until_a_name_is_asked_for() -> None:
+    code = "import unwind; print(*[name for name in sys.modules if name.startswith('unwind.')])"
+    assert python("-S", "-c", "import sys; " + code).stdout.split() == []
