@@ -80,30 +80,29 @@ class FastUnwinder:
     ) -> list[int] | None:
         """The loop: `cfa` counts words from `start`, from the stack pointer on."""
         called = steps.called.get
-        found, cfas = [pc], [cfa]
+        found = [pc]
         restored = 0  # `fp` is the frame pointer of this frame
         step = steps.innermost.get(pc) or self._compile(steps, pc, called=False)
         if cfa < 0 and cfa + step <= 0:
             return None  # a negative index would wrap
         try:
             while True:
-                if step > 0:
+                while step > 0:
                     cfa += step
-                elif step == _ON_FRAME_POINTER:
-                    fp = self._frame_pointer(steps, found, cfas, restored, fp, words)
-                    if fp is None:
-                        return None
-                    restored = len(found) - 1
-                    address = fp + steps.on_fp[pc, restored > 0]
-                    below, cfa = cfa, (address - start) // self.exact.arch.word
-                    if cfa <= max(below, 0) or address % self.exact.arch.word:
-                        return None
-                else:
+                    found.append(pc := words[cfa - 1])
+                    step = called(pc) or self._compile(steps, pc, called=True)
+                if step != _ON_FRAME_POINTER:
                     usual = step == _OUTERMOST and len(found) <= self.exact.limit
                     return found if usual else None
-                pc = words[cfa - 1]
-                found.append(pc)
-                cfas.append(cfa)
+                fp = self._frame_pointer(steps, found, cfa, restored, fp, words)
+                if fp is None:
+                    return None
+                restored = len(found) - 1
+                address = fp + steps.on_fp[pc, restored > 0]
+                below, cfa = cfa, (address - start) // self.exact.arch.word
+                if cfa <= max(below, 0) or address % self.exact.arch.word:
+                    return None
+                found.append(pc := words[cfa - 1])
                 step = called(pc) or self._compile(steps, pc, called=True)
         except IndexError:  # beyond the end of the stack, or of what was saved of it
             return None
@@ -112,17 +111,21 @@ class FastUnwinder:
         self,
         steps: _Steps,
         found: list[int],
-        cfas: list[int],
+        cfa: int,
         restored: int,
         fp: int | None,
         words: memoryview,
     ) -> int | None:
-        """The frame pointer of the last frame found: where its nearest callee saved it."""
+        """The frame pointer of the last frame found: where its nearest callee saved it.
+
+        `cfa` is that of the frame before it; the steps lead back from there.
+        """
         for n in range(len(found) - 2, restored - 1, -1):
             slot = steps.fp_slots.get((found[n], n > 0))
             if slot is not None:
-                at = cfas[n + 1] + slot
+                at = cfa + slot
                 return int(words[at]) if at >= 0 else None  # a negative index would wrap
+            cfa -= steps.called.get(found[n], 0)
         return fp
 
     def _steps_of(self, space: AddressSpace) -> _Steps:
