@@ -16,6 +16,7 @@ from pathlib import Path
 import pytest
 
 from tests.cores import (
+    NT_AUXV,
     NT_FILE,
     NT_PRPSINFO,
     NT_PRSTATUS,
@@ -259,6 +260,21 @@ def test_the_executable_is_for_the_main_program_alone(crashed: Path, tmp_path: P
         files = {os.path.basename(m.name): m.file for m in found.space.modules}
         assert files["program"] == str(moved)
         assert files["libc.so.6"] != str(moved)
+
+
+def test_the_executable_is_used_where_no_auxiliary_vector_tells(
+    crashed: Path, tmp_path: Path
+) -> None:
+    moved = shutil.copy(crashed / "program", tmp_path / "elsewhere")
+    data = (crashed / "core").read_bytes()
+    path = tmp_path / "core"
+    path.write_bytes(without(NT_AUXV, data))
+    with opened(path, executable=str(moved)) as found:
+        assert str(moved) in [m.file for m in found.space.modules]
+    path.write_bytes(without(NT_PRPSINFO, without(NT_AUXV, data)))
+    with opened(path, executable=str(moved)) as found:
+        assert str(moved) not in [m.file for m in found.space.modules]
+        assert "where the main program lies is unknown" in found.warnings[0]
 
 
 def test_another_executable_is_refused_and_said(crashed: Path) -> None:
@@ -515,14 +531,3 @@ def test_notes_of_other_owners_are_not_taken_for_the_kernels(tmp_path: Path) -> 
     core.note(NT_PRSTATUS, bytes(336), b"FreeBSD\0")
     with opened(core.write(tmp_path / "core")) as found:
         assert len(found.threads) == 1
-
-
-def test_a_real_core_without_nt_file_has_the_same_modules(crashed: Path, tmp_path: Path) -> None:
-    path = crashed / "without-nt-file"
-    path.write_bytes(without(NT_FILE, (crashed / "core").read_bytes()))
-    with opened(crashed / "core") as one, opened(path) as other:
-        found, wanted = (
-            [(m.build_id, m.bias, m.state, m.image and m.image.segments[-1].vaddr) for m in modules]
-            for modules in (other.space.modules, one.space.modules)
-        )
-        assert found == wanted

@@ -50,6 +50,10 @@ class CoreSource(Source):
         self.signal = Signal(*notes.signal) if notes.signal is not None else None
         modules = self._modules(notes, files)
         self.warnings += files.warnings
+        if files.executable and not files.main_wanted:
+            self.warnings.append(
+                f"{files.executable}: where the main program lies is unknown; it was not used"
+            )
         self.space = AddressSpace(arch, modules, _regions(arch, self.memory, modules))
         self.threads = tuple(self._threads(notes))
         if not self.threads:
@@ -102,18 +106,18 @@ class CoreSource(Source):
 
         known = vdso(memory, notes.auxv.get(AT.SYSINFO_EHDR, 0), files, "the core lacks it")
         modules = [known] if known is not None else []
-        phdr = notes.auxv.get(AT.PHDR, 0)
+        inside = notes.auxv.get(AT.PHDR) or _main_of(notes)
         modules += modules_of(
             mapped,
             memory,
             files,
             executable=memory.executable,
-            inside_main=phdr,
+            inside_main=inside,
             base=base,
             lend=lend,
             lacking=_FILTER,
         )
-        found_main = any(start <= phdr < end for m in modules for start, end in m.ranges)
+        found_main = not inside or any(a <= inside < b for m in modules for a, b in m.ranges)
         if mapped and found_main and not notes.files_cut:
             return sorted(modules, key=lambda module: module.start)
         return Discovery(
@@ -129,6 +133,19 @@ class CoreSource(Source):
             base=base,
             lacking=_FILTER,
         ).run()
+
+
+def _main_of(notes: CoreNotes) -> int:
+    """An address in the main program where no AT_PHDR tells: the file called as the process is.
+
+    The kernel keeps 15 bytes of that name.
+    """
+    if AT.ENTRY in notes.auxv:
+        return notes.auxv[AT.ENTRY]
+    for file in notes.files or ():
+        if os.path.basename(file.name)[:15] == notes.name:
+            return file.start
+    return 0
 
 
 def _directory(path: str) -> str:

@@ -118,10 +118,13 @@ class Discovery:
     def _main(self) -> Module | None:
         """The main program: its program headers lie at AT_PHDR."""
         phdr = self.auxv.get(AT.PHDR, 0)
-        found = next((m for m in self.modules if _holds(m, phdr)), None)
-        if found is not None or not phdr:
-            return found
         name = self._string(self.auxv.get(AT.EXECFN, 0)) or self.program
+        if not phdr:
+            elf = next((elf for elf in self.loaded if self._is_main(elf)), None)
+            return None if elf is None else self._add(name, elf, main=True)
+        found = next((m for m in self.modules if _holds(m, phdr)), None)
+        if found is not None:
+            return found
         for elf in self.loaded:
             if any(low <= phdr < high for low, high in _ranges(elf, elf.bias)):
                 return self._add(name, elf, main=True)
@@ -144,6 +147,13 @@ class Discovery:
                 make_module(name, page, ranges, None, result, self.files, self.lacking)
             )
         return self._add_file(name, _bias_by_headers(result.image.elf, phdr) or 0, result)
+
+    def _is_main(self, elf: Elf) -> bool:
+        """Whether an image looks like the main program, where no AT_PHDR tells.
+
+        The dynamic linker writes DT_DEBUG into the main program alone.
+        """
+        return elf.header.type == ET.EXEC or self._debug_in(elf, elf.bias) != 0
 
     def _add(self, name: str, elf: Elf, main: bool = False) -> Module:
         """The module of an image whose headers are in memory."""
@@ -223,12 +233,13 @@ class Discovery:
         """The address of the dynamic linker's r_debug, 0 where nothing leads to it."""
         images = [] if main is None or main.image is None else [(main.bias, main.image.elf)]
         images += [(elf.bias, elf) for elf in self.loaded]
-        for bias, elf in images:
-            for row in elf.program_rows:
-                if row[0] == PT.DYNAMIC:
-                    found = self._debug_pointer(row[3] + bias & _MASK, row[5])
-                    if found:
-                        return found
+        return next((at for bias, elf in images if (at := self._debug_in(elf, bias))), 0)
+
+    def _debug_in(self, elf: Elf, bias: int) -> int:
+        """The address of r_debug that the dynamic section of an image tells, 0: none."""
+        for row in elf.program_rows:
+            if row[0] == PT.DYNAMIC:
+                return self._debug_pointer(row[3] + bias & _MASK, row[5])
         return 0
 
     def _debug_pointer(self, start: int, size: int) -> int:

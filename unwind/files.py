@@ -101,6 +101,7 @@ class Files:
         self.debug_dirs = tuple(debug_dirs)
         self.progress = progress
         self.warnings: list[str] = []
+        self.main_wanted = False  # somebody has asked for the main program's file
         self._images: dict[Key, tuple[ref[Image], memoryview]] = {}
 
     def __enter__(self) -> Files:
@@ -167,6 +168,7 @@ class Files:
 
     def _places(self, name: str, build_id: bytes | None, main: bool, base: str) -> Iterator[_Place]:
         """Where the file of a module may be, the most trusted place first."""
+        self.main_wanted = self.main_wanted or main
         if main and self.executable:
             yield _Place(self.executable, explicit=True)
         plain = name.removesuffix(_DELETED)
