@@ -50,7 +50,7 @@ def test_the_demo_prints_the_stacks_of_both_threads(how: str, command: Path) -> 
 
 def test_make_lists_every_target_with_a_line() -> None:
     need("make")
-    listed = run("make").stdout.splitlines()
+    listed = run("make", MAKEFLAGS="", MAKELEVEL="0").stdout.splitlines()
     targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
     assert {line.split()[1] for line in listed} == targets - {"packages"}
     assert all(len(line.split()) > 3 and len(line) <= 100 for line in listed)
