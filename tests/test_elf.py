@@ -29,7 +29,7 @@ from tests.elves import (
     mapped,
     without_sections,
 )
-from tests.support import need, run
+from tests.support import need, python, run
 from unwind.elf import DT, EM, ET, PT, SHF, SHT, Elf
 from unwind.errors import FormatError, MemoryFault, MissingPackage, UnwindError
 from unwind.image import Image
@@ -520,3 +520,29 @@ def test_a_large_library_opens_in_a_millisecond_or_so() -> None:
         assert elf.section(".eh_frame")
         times.append(time.perf_counter() - start)
     assert min(times) < 0.01
+
+
+def test_a_sparse_file_that_claims_everything_costs_little(tmp_path: Path) -> None:
+    """Its tables would take more memory than there is."""
+    data = bytearray(make_elf([Seg(vaddr=0x1000, data=b"x")] * 3, [Sect(".symtab", SHT.SYMTAB)]))
+    shoff = int.from_bytes(data[40:48], "little")
+    for section in (1, 2):  # the symbols, and the names of the sections
+        data[shoff + 64 * section + 32 : shoff + 64 * section + 40] = (1 << 40).to_bytes(
+            8, "little"
+        )
+    data[60:62] = bytes(2)
+    data[shoff + 32 : shoff + 40] = (1 << 36).to_bytes(8, "little")
+    path = tmp_path / "sparse"
+    path.write_bytes(data)
+    with path.open("r+b") as file:
+        file.truncate(1 << 33)
+    done = python(
+        "-c",
+        "import resource, sys; resource.setrlimit(resource.RLIMIT_DATA, (1 << 30, 1 << 30))\n"
+        "from pathlib import Path; from tests.elves import mapped; from unwind.image import Image\n"
+        "image = Image(mapped(Path(sys.argv[1])))\n"
+        "print(image.symbols.find(0x1000), list(image.elf.notes()), image.build_id)\n",
+        path,
+        timeout=60,
+    )
+    assert done.stdout.split() == ["None", "[]", "None"], done.stderr

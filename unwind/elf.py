@@ -83,6 +83,9 @@ _MASK = 0xFFFF_FFFF_FFFF_FFFF
 _PAGE = 4096
 _LONGEST_NAME = 1024  # of a section: those we look for are short
 _MOST_NOTES = 1 << 20  # bytes of a loaded image's notes: nobody tells how large its file is
+# What a file may hold is not what it may claim: a sparse file of some TB costs its maker nothing.
+_MOST_SEGMENTS, _MOST_SECTIONS, _MOST_TAGS = 1 << 21, 1 << 19, 1 << 16
+_LARGEST_NAMES = 1 << 26
 _LARGEST = 1 << 30  # bytes made at once; Chromium's .debug_frame takes a tenth
 
 
@@ -349,11 +352,12 @@ class Elf:
             rows = []
             if header.shoff and header.shentsize >= layout.section.size:
                 table = view[header.shoff :]
-                rows = list(_table(layout.section, table, header.shentsize, header.shnum))
+                count = min(header.shnum, _MOST_SECTIONS)
+                rows = list(_table(layout.section, table, header.shentsize, count))
             names = b""
             if header.shstrndx < len(rows):
                 at = rows[header.shstrndx]
-                names = bytes(view[at[4] : at[4] + at[5]])
+                names = bytes(view[at[4] : at[4] + min(at[5], _LARGEST_NAMES)])
             found = tuple(
                 [Section(i, _name(names, row[0]), *row[1:]) for i, row in enumerate(rows)]
             )
@@ -483,7 +487,7 @@ class Elf:
             row = next((row for row in self.program_rows if row[0] == PT.DYNAMIC), None)
             if row is not None:
                 record = self._layout.dynamic
-                data = self.at(row[3], row[4])
+                data = self.at(row[3], min(row[4], _MOST_TAGS * record.size))
                 for tag, value in record.iter_unpack(
                     data[: len(data) // record.size * record.size]
                 ):
@@ -528,7 +532,8 @@ def _table(record: Struct, data: memoryview, stride: int, count: int) -> Iterato
 
 
 def _program_rows(header: Header, layout: _Layout, data: memoryview) -> list[tuple[int, ...]]:
-    rows = list(_table(layout.program, data, header.phentsize, header.phnum))
+    count = min(header.phnum, _MOST_SEGMENTS)
+    rows = list(_table(layout.program, data, header.phentsize, count))
     if header.elf_class == 32:  # p_flags stands before p_align there
         return [(t, f, o, v, fs, ms, a) for t, o, v, fs, ms, f, a in rows]
     return rows

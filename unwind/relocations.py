@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 # How each type changes the bytes it is for: an operation and a size, by machine (e_machine). The
 # numbers are those of each processor supplement to the gABI.
 _ABS, _PC, _ADD, _SUB, _SET = "absolute", "relative", "add", "subtract", "set"
+_LARGEST = 1 << 28  # bytes of CFI in one object file
 _SIX_BITS = 6  # as a size: the low six bits of a byte, the operand of DW_CFA_advance_loc
 _SPARC = {3: (_ABS, 4), 6: (_PC, 4), 23: (_ABS, 4), 32: (_ABS, 8), 46: (_PC, 8), 54: (_ABS, 8)}
 _TYPES: dict[int, dict[int, tuple[str, int]]] = {
@@ -63,10 +64,12 @@ def relocated(elf: Elf, section: Section) -> memoryview:
     types = _TYPES.get(elf.header.machine)
     if elf.header.type != ET.REL or types is None:
         return contents
-    found = bytearray(contents)
+    found = bytearray(contents[:_LARGEST])
     for entries in elf.sections:
         if entries.type in (SHT.RELA, SHT.REL) and entries.info == section.index:
-            relocations = _read(elf, elf.data(entries), entries.type == SHT.RELA)
+            # Two for a place, a sum and a difference, are the most; a sparse file may claim more.
+            table = elf.data(entries)[: 48 * len(found)]
+            relocations = _read(elf, table, entries.type == SHT.RELA)
             _apply(found, relocations, _symbol_values(elf, entries.link), types, elf)
     return memoryview(found)
 

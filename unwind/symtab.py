@@ -48,6 +48,7 @@ class STB:
 _SHN_LORESERVE = 0xFF00
 _RANK = {STB.GLOBAL: 3, STB.WEAK: 2, STB.LOCAL: 1}  # libdwfl: others, GNU_UNIQUE too, come last
 _LONGEST_NAME = 1 << 16
+_MOST_SYMBOLS, _MOST_STRINGS = 1 << 23, 1 << 30  # a sparse file may claim any number of them
 _MOST_UNPACKED = 1 << 28  # bytes of .gnu_debugdata when unpacked; libxul's take a tenth
 _LONGEST_CHAIN = 1 << 16  # bytes of one bucket's chain in DT_GNU_HASH
 _MOST_ALIASES = 1000  # of one place that are compared
@@ -109,9 +110,9 @@ class Table:
         section_at: Callable[[int], int | None] | None = None,
     ):
         self._layout = layout = _Layout(elf_class, byteorder)
-        self.count = count = len(entries) // layout.record.size
+        self.count = count = min(len(entries) // layout.record.size, _MOST_SYMBOLS)
         self._entries = memoryview(entries)[: count * layout.record.size]
-        self._strings = memoryview(strings)
+        self._strings = memoryview(strings)[:_MOST_STRINGS]
         self._byteorder = byteorder
         self.section_at = section_at
         self.first_global = min(max(first_global, 1), count)
