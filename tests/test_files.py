@@ -82,6 +82,18 @@ def test_without_build_ids_the_callers_check_decides(tmp_path: Path) -> None:
     assert found.tried == (f"{name}: its program headers differ",)
 
 
+def test_the_successor_of_a_deleted_file_is_used_only_when_its_build_id_is_the_same(
+    tmp_path: Path,
+) -> None:
+    name = put(tmp_path / "lib.so")
+    assert Files().image(f"{name} (deleted)", ID).file == name
+    found = Files().image(f"{name} (deleted)", None)
+    assert found.state == State.MISSING
+    assert "another file than the deleted one" in found.tried[-1]
+    called_so = put(tmp_path / "lib.so (deleted)")
+    assert Files().image(called_so, None).file == called_so
+
+
 def test_a_debug_directory_holds_binaries_by_build_id(tmp_path: Path) -> None:
     name = put(tmp_path / "lib.so", shared_object(OTHER))
     stored = put(by_id(tmp_path / "debug", ID))

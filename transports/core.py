@@ -104,7 +104,10 @@ class CoreSource(Source):
             if holds_data or code:
                 memory.back(start, data)
 
-        known = vdso(memory, notes.auxv.get(AT.SYSINFO_EHDR, 0), files, "the core lacks it")
+        lacking = _FILTER
+        if memory.expected > memory.size:
+            lacking = f"the core is truncated ({memory.size} of {memory.expected} bytes present)"
+        known = vdso(memory, notes.auxv.get(AT.SYSINFO_EHDR, 0), files, lacking)
         modules = [known] if known is not None else []
         inside = notes.auxv.get(AT.PHDR) or _main_of(notes)
         modules += modules_of(
@@ -115,7 +118,7 @@ class CoreSource(Source):
             inside_main=inside,
             base=base,
             lend=lend,
-            lacking=_FILTER,
+            lacking=lacking,
         )
         found_main = not inside or any(a <= inside < b for m in modules for a, b in m.ranges)
         if mapped and found_main and not notes.files_cut:
@@ -131,7 +134,7 @@ class CoreSource(Source):
             known=modules,
             program=notes.name,
             base=base,
-            lacking=_FILTER,
+            lacking=lacking,
         ).run()
 
 

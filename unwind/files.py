@@ -65,6 +65,7 @@ class _Place(Value):
     path: str
     root: str = ""
     explicit: bool = False
+    successor: bool = False  # of a deleted file: at its path lies another one
 
     @property
     def shown(self) -> str:
@@ -135,6 +136,8 @@ class Files:
             try:
                 real = place.real()
                 image, data = self._open(real)
+                if place.successor and build_id is None:
+                    raise _Unfit("another file than the deleted one, of unknown build-id")
                 _compare(image.elf, build_id, check)
             except (_Unfit, OSError, ValueError, FormatError) as error:
                 tried.append(f"{place.shown}: {_why(error)}")
@@ -178,11 +181,10 @@ class Files:
         yield from self._by_build_id(build_id, "")
         if plain[:1] in ("", "[") or plain[:2] == "//" or not (base or "/" in plain):
             return  # [vdso], //anon: no path
-        if self.sysroot:
-            yield _Place(os.path.join("/", plain), self.sysroot)
-            return
-        for recorded in dict.fromkeys((name, plain)):
-            yield _Place(os.path.join(base, recorded))
+        root, base = (self.sysroot, "/") if self.sysroot else ("", base)
+        if plain != name:  # a file may be called so
+            yield _Place(os.path.join(base, name), root)
+        yield _Place(os.path.join(base, plain), root, successor=plain != name)
 
     def _mapped(self, name: str) -> str | None:
         """What `module_map` makes of a recorded name: the longest entry that fits."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from unwind.elf import PT, Elf
+from unwind.elf import DT, PT, Elf
 from unwind.errors import FormatError, MemoryFault
 from unwind.image import Image
 from unwind.modules import Module, State
@@ -24,6 +24,8 @@ MOST_MODULES = 4096  # in one process: only a lying source has more
 _PAGE = 4096
 _MASK = 0xFFFF_FFFF_FFFF_FFFF
 _PF_X = 1
+# DT_MIPS_RLD_MAP and DT_MIPS_RLD_MAP_REL, which a dynamic linker may set as it does DT_DEBUG.
+_ANY_VALUE = (0x7000_0016, 0x7000_0035)
 
 
 class Mapping(Value):
@@ -64,7 +66,7 @@ def modules_of(
                 break
             elf, parts = copy.elf, copy.parts
             main = any(part.start <= inside_main < part.end for part in parts)
-            check = same_as(elf) if elf is not None else _fits(copy)
+            check = same_as(elf) if elf is not None else _fits(copy, memory)
             build_id = elf.build_id if elf is not None else None
             result = files.image(name, build_id, main=main, check=check, base=base)
             if elf is None and result.foreign and result.image is None:
@@ -170,13 +172,38 @@ def _all_hold(copy: _Copy, bias: int, rows: Sequence[tuple[int, ...]]) -> bool:
     return all(any(_holds(part, bias, row) for part in copy.parts) for row in rows)
 
 
-def _fits(copy: _Copy) -> Callable[[Elf], str]:
-    """The check of a file against mappings alone, where memory holds no headers of it."""
+def _fits(copy: _Copy, memory: Memory) -> Callable[[Elf], str]:
+    """The check of a file where memory holds no headers of it: by mappings and PT_DYNAMIC."""
 
     def check(elf: Elf) -> str:
-        return "" if _bias(elf, copy) is not None else "its segments are not those in memory"
+        bias = _bias(elf, copy)
+        if bias is None:
+            return "its segments are not those in memory"
+        return "" if _same_dynamic(elf, bias, memory) else "its dynamic section is another one"
 
     return check
+
+
+def _same_dynamic(elf: Elf, bias: int, memory: Memory) -> bool:
+    """Whether PT_DYNAMIC says in memory what it says in the file, as far as memory holds it.
+
+    The dynamic linker adds the bias to pointers, and sets DT_DEBUG.
+    """
+    word, order = elf.header.elf_class // 8, elf.header.byteorder
+    mask = (1 << 8 * word) - 1
+    start = next((row[3] for row in elf.program_rows if row[0] == PT.DYNAMIC), None)
+    if start is None:
+        return True
+    for n, (tag, value) in enumerate(elf.dynamic):
+        try:
+            data = memory.read(start + bias + 2 * n * word & _MASK, 2 * word)
+        except MemoryFault:
+            return True
+        its_tag, its_value = (int.from_bytes(part, order) for part in (data[:word], data[word:]))
+        same = its_value in (value, value + bias & mask) or tag == DT.DEBUG
+        if its_tag != tag or not (same or tag in _ANY_VALUE):
+            return False
+    return True
 
 
 def same_as(loaded: Elf) -> Callable[[Elf], str]:
