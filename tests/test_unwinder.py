@@ -182,6 +182,21 @@ def test_end_no_module_where_the_stack_was_wiped() -> None:
     assert "overwritten" in stack.detail
 
 
+def test_end_no_module_where_a_hole_was_overwritten_and_the_stack_goes_on() -> None:
+    world = World(PROGRAM, {0x1150 - 5: CALL}, stack=[0, 0, 7, *[9] * 20, IN_MIDDLE, *[9] * 20])
+    stack = unwind(world.snapshot())
+    assert (len(stack.frames), stack.end) == (1, End.NO_MODULE)
+    assert "the stack goes on" in stack.detail
+
+
+def test_end_outermost_at_a_functions_first_byte_behind_no_call() -> None:
+    """A return address that makecontext planted: the byte before it belongs to no function."""
+    world = World((LEAF, FDE(0x1200, 0x100)), stack=(BIAS + 0x1200, IN_MIDDLE))
+    stack = unwind(world.snapshot())
+    assert (pcs(stack), stack.end) == ([0x1000, 0x1200], End.OUTERMOST)
+    assert "put there" in stack.detail
+
+
 def test_end_no_module_where_the_return_address_leads_nowhere() -> None:
     stack = unwind(World(PROGRAM, stack=(0x4141414141414141,)).snapshot())
     assert (pcs(stack), stack.end) == ([0x1000], End.NO_MODULE)

@@ -40,6 +40,8 @@ _STRONG = frozenset({Trust.CFI, Trust.PDR, Trust.TRAMPOLINE})
 
 # This many zero bytes from a zero return address on: the stack is wiped, not at its end.
 _WIPED = 128
+# And so far above it a return address is looked for, which tells the same.
+_SEARCHED = 65536
 
 
 class Step(Value):
@@ -170,12 +172,9 @@ class Unwinder:
         if row.signal and (pc or caller.registers.get(self.arch.sp)):
             return None  # whatever was interrupted, a call through a null pointer included
         if pc == 0:
-            slot = caller.cfa - self.arch.word
-            if trust in _STRONG and self._wiped(place.memory, slot):
-                return End.NO_MODULE, (
-                    f"the return address of {place.pc:#x} is zero, and so is all the stack from "
-                    f"{slot:#x} on: it was overwritten or not saved"
-                )
+            damage = self._damage(place, caller.cfa) if trust in _STRONG else ""
+            if damage:
+                return End.NO_MODULE, f"the return address of {place.pc:#x} is zero, {damage}"
             return End.OUTERMOST, "the return address is zero"
         if trust not in _STRONG:
             return self._doubt(place, pc)
@@ -203,11 +202,29 @@ class Unwinder:
             return NoRow(f"it leads to {pc:#x}, whose code cannot be checked: {fault}")
         return NoRow(f"it leads to {pc:#x}, which follows no call")
 
-    def _wiped(self, memory: Memory, address: int) -> bool:
+    def _damage(self, place: Place, cfa: int) -> str:
+        """What tells that a zero at the CFA was not put there to end the stack, "" if nothing.
+
+        Coroutine libraries begin a stack with a zero return address. But behind one that was
+        overwritten the stack goes on: with more zeroes, or with return addresses further up.
+        """
+        word, memory, space = self.arch.word, place.memory, place.space
+        slot = cfa - word
         try:
-            return not any(memory.read(address, _WIPED))
+            if not any(memory.read(slot, _WIPED)):
+                return f"and so is the stack from {slot:#x} on: it was overwritten or not saved"
         except MemoryFault:
-            return False
+            return ""  # the top of the stack
+        region = space.region(cfa)
+        top = min(cfa + _SEARCHED, region.end) if region is not None else cfa
+        for at in range(cfa, top, word):
+            try:
+                pc = int.from_bytes(memory.read(at, word), self.arch.byteorder)
+            except MemoryFault:
+                break
+            if space.executable(pc & self.arch.code_mask) and self._doubt(place, pc) is None:
+                return f"but the stack goes on: {pc:#x} at {at:#x} follows a call"
+        return ""
 
 
 class _Guard:

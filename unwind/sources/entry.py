@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from unwind.errors import UnwindError
 from unwind.frames import Trust
-from unwind.rules import NoRow
+from unwind.rules import NoRow, Origin, Undefined
 
 __all__ = ["EntrySource"]
 
@@ -20,6 +21,9 @@ class EntrySource:
     It answers for an innermost (or interrupted) pc where no code can run, as after a call
     through a null pointer: nothing has touched the stack since the call. A fixed region such as
     vsyscall counts too: its few instructions do not touch the stack either.
+
+    It also knows the end of a stack that was made by hand: a return address that is a function's
+    first byte, behind no call (makecontext's `__start_context`), has no caller.
     """
 
     trust = Trust.LINK_REGISTER
@@ -27,12 +31,32 @@ class EntrySource:
 
     def __init__(self, arch: Architecture):
         self.arch = arch
+        self.row_of_planted: Row = arch.entry_row.replace(
+            rules={arch.entry_row.return_address: Undefined()},
+            origin=Origin("abi", note="a function's first byte, put there as a return address"),
+        )
 
     def row(self, place: Place) -> Row | NoRow:
         """The architecture's entry row, where no instruction can have run since the call."""
         if place.called:
+            if self._is_planted(place):
+                return self.row_of_planted
             return NoRow("only the innermost or an interrupted frame can be at a call's target")
         fixed = any(start <= place.pc < end for start, end, _ in self.arch.fixed_regions)
         if place.space.executable(place.pc) and not fixed:
             return NoRow("pc lies in executable memory")
         return self.arch.entry_row
+
+    def _is_planted(self, place: Place) -> bool:
+        """Whether the pc is where an FDE starts, and what lies before it is no call."""
+        image, window = place.image, self.arch.call_window
+        if image is None:
+            return False
+        vaddr = place.vaddr + self.arch.call_size
+        try:
+            if self.arch.follows_call(place.memory.read(place.pc - window, window)):
+                return False
+            found = (section.find(vaddr) for section in image.frame_sections)
+            return any(fde is not None and fde.start == vaddr for fde in found)
+        except UnwindError:
+            return False

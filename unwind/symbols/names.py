@@ -42,6 +42,9 @@ class Names:
             return Name(module)
         try:
             symbol = self._symbolizer.symbol(module.image, module.to_vaddr(lookup_pc))
+            if symbol is None and pc != lookup_pc:
+                # A function's first byte that was planted as a return address (makecontext).
+                symbol = self._symbolizer.symbol(module.image, module.to_vaddr(pc))
         except UnwindError as error:
             self.problems[module.name] = str(error)
             return Name(module)

@@ -112,7 +112,7 @@ class Tables:
             table = (
                 iter([initial_row(entry, self.vendor_opcodes)])
                 if isinstance(entry, Cie)
-                else rows(entry, self.vendor_opcodes)
+                else rows(entry, self.vendor_opcodes, empty=True)
             )
             columns = sorted(self._columns(entry))
             names = ["ra" if n == cie.return_address else self.name(n) for n in columns]
@@ -172,6 +172,8 @@ class Tables:
             yield from self._fields(entry)
         if entry.augmentation_data:
             yield f"  Augmentation data:     {entry.augmentation_data.hex(' ')}"
+        elif isinstance(entry, Cie):
+            yield ""
         cie = entry if isinstance(entry, Cie) else entry.cie
         location = 0 if isinstance(entry, Cie) else entry.start
         digits = 2 * cie.encoding.address_size

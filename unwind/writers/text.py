@@ -65,8 +65,8 @@ class TextWriter:
             yield self._paint(_BOLD, "signal:  ") + f"{name} ({signal.number}){address}{meaning}"
         for module in modules:
             if module.state == State.MISMATCH:
-                reason = escape("; ".join(module.tried))
-                yield self._paint(_WARNING, "another file: ") + reason
+                unfit = [tried for tried in module.tried if "its build-id is" in tried]
+                yield self._paint(_WARNING, "another file: ") + escape("; ".join(unfit))
         if source.time is not None:
             yield self._paint(_BOLD, "time:    ") + f"{source.time}"
 
