@@ -22,7 +22,7 @@ from unwind.elf import DT, SHT, Elf
 from unwind.errors import FormatError, UnwindError
 from unwind.values import Value
 
-__all__ = ["STB", "STT", "Symbol", "SymbolTable", "Table", "symbols_of"]
+__all__ = ["STB", "STT", "Symbol", "SymbolTable", "Table", "section_table", "symbols_of"]
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -459,17 +459,17 @@ def symbols_of(elf: Elf, debug: Callable[[], Elf | None]) -> SymbolTable:
     def full() -> Iterator[Table]:
         section = _find(source, SHT.SYMTAB) if source is not None else None
         if source is not None and section is not None:
-            yield _table(source, section)
+            yield section_table(source, section)
 
     def reduced() -> Iterator[Table]:
         section = _find(elf, SHT.DYNSYM)
-        yield from [_table(elf, section)] if section is not None else _dynamic_table(elf)
+        yield from [section_table(elf, section)] if section is not None else _dynamic_table(elf)
         packed = elf.section(".gnu_debugdata")
         if packed is not None:
             inner = Elf(_unxz(elf.data(packed)), f"{elf.path}: .gnu_debugdata")
             section = _find(inner, SHT.SYMTAB)
             if section is not None:
-                yield _table(inner, section)
+                yield section_table(inner, section)
 
     return SymbolTable([full, reduced])
 
@@ -478,7 +478,7 @@ def _find(elf: Elf, kind: int) -> Section | None:
     return next((section for section in elf.sections if section.type == kind), None)
 
 
-def _table(elf: Elf, section: Section) -> Table:
+def section_table(elf: Elf, section: Section) -> Table:
     header, sections = elf.header, elf.sections
     strings = elf.data(sections[section.link]) if section.link < len(sections) else b""
     return Table(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from unwind.errors import UnwindError
+
 __all__ = ["TableSymbolizer"]
 
 TYPE_CHECKING = False
@@ -18,4 +20,12 @@ class TableSymbolizer:
 
         A table that cannot be read gives no names; `image.symbols.problems` says why.
         """
-        return image.symbols.find(vaddr)
+        found = image.symbols.find(vaddr)
+        if found is None and image.elf.section(".plt") is not None:
+            from unwind.symbols.plt import plt_symbol
+
+            try:
+                return plt_symbol(image.elf, vaddr)
+            except UnwindError:
+                return None
+        return found
