@@ -51,10 +51,27 @@ def test_a_value_has_slots_and_no_dict() -> None:
     assert not hasattr(Point(1), "__dict__")
 
 
-@pytest.mark.parametrize("words", [(), (1, 2, 3)])
-def test_too_few_or_too_many_values_are_refused(words: tuple[int, ...]) -> None:
-    with pytest.raises(TypeError):
-        Point(*words)
+@pytest.mark.parametrize("before", [0, 100], ids=["first", "later"])
+@pytest.mark.parametrize(
+    ("words", "named", "complaint"),
+    [
+        ((), {}, "missing 1 required positional argument: 'a'"),
+        ((1, 2, 3), {}, "takes from 2 to 3 positional arguments but 4 were given"),
+        ((1,), {"a": 2}, "got multiple values for argument 'a'"),
+        ((1,), {"c": 2}, "got an unexpected keyword argument 'c'"),
+    ],
+)
+def test_what_is_no_set_of_values_is_refused(
+    words: tuple[int, ...], named: dict[str, int], complaint: str, before: int
+) -> None:
+    class Pair(Value):
+        a: int
+        b: int = 0
+
+    for n in range(before):
+        assert Pair(n, b=1) == Pair(b=1, a=n)
+    with pytest.raises(TypeError, match=complaint):
+        Pair(*words, **named)
 
 
 def test_repr_reads_like_the_call_that_makes_it() -> None:

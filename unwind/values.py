@@ -2,7 +2,7 @@
 
 A command that starts in a few milliseconds cannot afford `dataclasses` (forty classes of it take
 22 ms to make, with the `inspect` it imports). `Value` reads the annotations of a class body and
-writes `__init__` the first time an object is made, so a class nobody uses costs nothing.
+writes an `__init__` only once a number of objects was made, so a class that few use costs little.
 Modules that define Values begin with `from __future__ import annotations`: only then do the
 annotations lie in the class body as strings, on every Python up to and beyond 3.14.
 """
@@ -34,13 +34,36 @@ class _Meta(type):
                 own = base._fields + own
                 defaults = {**base._defaults, **defaults}
         space["_fields"], space["_defaults"] = own, defaults
-        space.setdefault("__init__", _write_init)
+        space.setdefault("__init__", _init)
         return super().__new__(meta, name, bases, space)
 
 
-def _write_init(self: Any, *values: Any, **named: Any) -> None:
-    """Replace this stand-in by the real `__init__` of the class, then run that one."""
+# Writing an `__init__` takes as long as making a hundred objects without one.
+_WORTH_IT = 30
+_made: dict[type, int] = {}
+
+
+def _init(self: Any, *values: Any, **named: Any) -> None:
+    """Stands in for the `__init__` of a class of which only a few objects are made."""
     cls = type(self)
+    fields = cls._fields
+    given = {**cls._defaults, **dict(zip(fields, values, strict=False)), **named}
+    left = fields[len(values) :]
+    fits = len(values) <= len(fields) == len(given) and named.keys() <= set(left)
+    made = _made[cls] = _made.get(cls, 0) + 1
+    if not fits or made > _WORTH_IT:  # what does not fit gets the real one's TypeError
+        _write_init(cls)
+        cls.__init__(self, *values, **named)
+        return
+    for field in fields:
+        _store(self, field, given[field])
+
+
+_store = object.__setattr__
+
+
+def _write_init(cls: Any) -> None:
+    """Give the class an `__init__` of its own."""
     fields = [f"{f}=_defaults[{f!r}]" if f in cls._defaults else f for f in cls._fields]
     stores = "".join(f"\n  _set_{f}(self, {f})" for f in cls._fields)
     setters = {f"_set_{f}": getattr(cls, f).__set__ for f in cls._fields}
@@ -48,7 +71,6 @@ def _write_init(self: Any, *values: Any, **named: Any) -> None:
     header = f"def __init__({', '.join(['self', *fields])}):"
     exec(f"{header}{stores or ' pass'}", {**setters, "_defaults": cls._defaults}, made)
     cls.__init__ = made["__init__"]
-    cls.__init__(self, *values, **named)
 
 
 class Value(metaclass=_Meta):
