@@ -137,6 +137,13 @@ def test_an_fde_of_no_size_has_no_rows() -> None:
     assert rows_of(def_cfa_offset(16), advance_loc(4), size=0) == []
 
 
+def test_rows_that_cover_nothing_are_there_for_who_asks() -> None:
+    fde = fde_of(advance_loc(0), def_cfa_offset(16), advance_loc(50), advance_loc(60))
+    table = rows(fde, empty=True)
+    edges = [(0x1000, 0x1000), (0x1000, 0x1032), (0x1032, 0x1064), (0x106E, 0x106E)]
+    assert [(row.start, row.end) for row in table] == edges
+
+
 # CFA definition: DWARF 5 §6.4.2.2. Only the `_sf` forms are factored.
 
 CFAS: dict[str, tuple[list[Instruction], CfaRule]] = {
@@ -160,9 +167,17 @@ def test_cfa_rule(name: str) -> None:
 )
 def test_half_a_cfa_rule_wants_the_other_half(half: Instruction) -> None:
     with pytest.raises(FormatError, match="where the CFA is no register's"):
-        rows_of(half, program=[])
-    with pytest.raises(FormatError, match="where the CFA is no register's"):
         rows_of(def_cfa_expression(CODE), half)
+
+
+@pytest.mark.parametrize("half", [def_cfa_offset(8), def_cfa_offset_sf(8)], ids=repr)
+def test_an_offset_alone_makes_no_cfa(half: Instruction) -> None:
+    with pytest.raises(FormatError, match="where the CFA is no register's"):
+        rows_of(half, program=[])
+
+
+def test_a_register_alone_makes_a_cfa_as_in_the_cies_of_mips() -> None:
+    assert only(program=[def_cfa_register(29)]).cfa == CfaRegister(29, 0)
 
 
 def test_a_program_that_defines_no_cfa_has_rows_without_one() -> None:

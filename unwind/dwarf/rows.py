@@ -42,18 +42,18 @@ _MOST_RULES = 65_536
 _MOST_COLUMNS = 512
 
 
-def rows(fde: Fde, vendor_opcodes: Mapping[int, str] = VENDOR_OPCODES) -> Iterator[Row]:
+def rows(
+    fde: Fde, vendor_opcodes: Mapping[int, str] = VENDOR_OPCODES, *, empty: bool = False
+) -> Iterator[Row]:
     """The rows of `fde` in order: each begins where the one before ends, the last ends with it.
 
-    Nothing is made for an empty stretch. FormatError where the program is bad, after the rows
-    before that place.
+    FormatError where the program is bad, after the rows before that place. `empty`: also rows
+    that cover nothing, which an advance by 0 makes, or one to the end or beyond.
     """
     cie = fde.cie
     state = _at_entry(fde, vendor_opcodes)
     execute = state.execute
     start, end = fde.start, fde.end
-    if start >= end:
-        return
     for instruction in decode(
         fde.instructions, cie.encoding, fde.instructions_offset, cie.pointer_encoding, start
     ):
@@ -69,12 +69,15 @@ def rows(fde: Fde, vendor_opcodes: Mapping[int, str] = VENDOR_OPCODES) -> Iterat
                 raise state.error(f"DW_CFA_set_loc goes back to {location:#x}")
         else:
             location = start + instruction.number * cie.code_align
-        if location > start:
-            yield state.row(start, min(location, end))
-            if location >= end:
-                return
-            start = location
-    yield state.row(start, end)
+        if start < location and start < end:
+            yield state.row(start, location if location < end else end)
+        elif empty:
+            yield state.row(start, start)
+        if location >= end and not empty:
+            return
+        start = location
+    if start < end or empty:
+        yield state.row(start, max(start, end))
 
 
 def row_at(fde: Fde, vaddr: int, vendor_opcodes: Mapping[int, str] = VENDOR_OPCODES) -> Row | None:
@@ -165,7 +168,9 @@ class _State:
             case DW_CFA.def_cfa_sf:
                 self.cfa = _rule(CfaRegister, register, factored)
             case DW_CFA.def_cfa_register:
-                self.cfa = _rule(CfaRegister, register, self._base(instruction).offset)
+                # gas begins the CIEs of MIPS with it: no rule before it is an offset of 0.
+                offset = self._base(instruction).offset if self.cfa is not None else 0
+                self.cfa = _rule(CfaRegister, register, offset)
             case DW_CFA.def_cfa_offset:
                 self.cfa = _rule(CfaRegister, self._base(instruction).number, number)
             case DW_CFA.def_cfa_offset_sf:
