@@ -12,7 +12,10 @@ long spawn(void (*function)(int), void *stack_top);
 
 #if defined(LIBRARY) || defined(STATIC)
 
-static NOINLINE void library_inner(void (*callback)(int), int depth)
+/* void library_inner<int>(void (*)(int), int), for the demangler */
+void library_inner(void (*callback)(int), int depth) __asm__("_Z13library_innerIiEvPFvT_ES0_");
+
+NOINLINE void library_inner(void (*callback)(int), int depth)
 {
 	if (depth > 0)
 		library_inner(callback, depth - 1);
