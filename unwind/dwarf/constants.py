@@ -162,4 +162,12 @@ def op_name(opcode: int) -> str:
 
 
 def _names(table: type) -> dict[int, str]:
-    return {number: name for name, number in vars(table).items() if isinstance(number, int)}
+    names = _known.get(table)
+    if names is None:
+        pairs = vars(table).items()
+        names = {number: name for name, number in pairs if isinstance(number, int)}
+        _known[table] = names
+    return names
+
+
+_known: dict[type, dict[int, str]] = {}
