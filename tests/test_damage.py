@@ -3,7 +3,7 @@
 Small programs are crashed, and their cores, programs, libraries and debug files are broken one
 by one, in 20,000 ways that follow from a seed. Whatever comes, `unwind-core` prints what it can
 with the reason where a stack ends, or refuses with one line; nothing else may happen, and nothing
-may take long. `python -m tests.test_damage SEED INDEX` does again what input INDEX of a seed did,
+may take long. The same holds for `unwind-cfi` of the ELF files. `python -m tests.test_damage SEED INDEX` does again what input INDEX of a seed did,
 `python -m tests.test_damage SEED FIRST END` tries a range.
 """
 
@@ -28,13 +28,14 @@ from pathlib import Path
 from random import Random
 from struct import Struct, pack_into, unpack_from
 from tempfile import TemporaryDirectory
-from types import FrameType
+from types import FrameType, ModuleType
 
 import pytest
 
 from tests.crashes import kernel_writes_cores
 from tests.support import ROOT, need, run, validate
-from unwind.cli import core as command
+from unwind.cli import cfi as unwind_cfi
+from unwind.cli import core as unwind_core
 from unwind.cli import plumbing
 from unwind.errors import UnwindError
 from unwind.symbols.demangle import demangle
@@ -300,6 +301,7 @@ class Answer:
 
 TEXTS = ((), ("-r", "-m"), ("--explain",), ("--no-fallback", "-q"))
 DOCUMENTS = ((), ("-r",), ("--explain",))
+TABLES = ((), ("--raw",), ("--json",), ("--address", "0x400180"), ("--address", "0x1180", "--raw"))
 
 
 class Bench:
@@ -315,7 +317,8 @@ class Bench:
                 self.bases.append(Base(case, place, target, sound, areas(sound)))
         self._sound: dict[object, Answer] = {}
         # argparse takes longer than all the rest.
-        command.parser = functools.cache(command.parser)
+        for command in (unwind_core, unwind_cfi):
+            vars(command)["parser"] = functools.cache(command.parser)
 
     def make(self, index: int) -> tuple[Base, bytes, str, Random]:
         """Input number `index`, what was done to it, and the randomness that goes on."""
@@ -336,6 +339,10 @@ class Bench:
         put(base, broken)
         try:
             answer = ask(base, text, document)
+            if base.target != "core":
+                path = f"{base.directory}/{base.target}"
+                printed, _ = command_run(unwind_cfi, [path, *random.choice(TABLES)])
+                check_text(printed)
         finally:
             put(base, base.sound)
         if answer.refusal or (base.target != "core" and not_used(answer, sound)):
@@ -361,9 +368,9 @@ def not_used(answer: Answer, sound: Answer) -> bool:
 
 def ask(base: Base, text: Sequence[str], document: Sequence[str]) -> Answer:
     """What the command prints, as text and as JSON; Broken where that breaks the promise."""
-    printed, refusal = command_run([*base.arguments, *text])
+    printed, refusal = command_run(unwind_core, [*base.arguments, *text])
     check_text(printed)
-    written, other = command_run([*base.arguments, "--json", *document])
+    written, other = command_run(unwind_core, [*base.arguments, "--json", *document])
     if refusal != other:
         raise Broken(f"refused as text: {refusal!r}, as JSON: {other!r}")
     if not refusal:
@@ -371,8 +378,9 @@ def ask(base: Base, text: Sequence[str], document: Sequence[str]) -> Answer:
     return Answer(printed, written, refusal)
 
 
-def command_run(argv: list[str]) -> tuple[str, str]:
-    """What unwind-core prints on standard output, and its line when it exits with 2."""
+def command_run(command: ModuleType, argv: list[str]) -> tuple[str, str]:
+    """What a command prints on standard output, and its line when it exits with 2."""
+    prog = f"unwind-{command.__name__.rpartition('.')[2]}"
     out, errors = io.StringIO(), io.StringIO()
     try:
         with redirect_stdout(out), redirect_stderr(errors):
@@ -382,16 +390,20 @@ def command_run(argv: list[str]) -> tuple[str, str]:
             code = command.main(argv)
         if code != plumbing.COULD_NOT:
             raise Broken(f"exit code {code} where an UnwindError was raised") from None
-        line = errors.getvalue().splitlines()[-1]
-        if not line.removeprefix("unwind-core: ").strip() or not line.isprintable():
+        *warnings, line = errors.getvalue().splitlines()
+        if not line.removeprefix(f"{prog}: ").strip():
             raise Broken(f"no good line: {line!r}") from None
-        return "", line
-    if code != 0:
-        raise Broken(f"exit code {code}")
-    for line in errors.getvalue().splitlines():
-        if not line.startswith("unwind-core: warning: ") or not line.isprintable():
-            raise Broken(f"on standard error: {line!r}")
-    return out.getvalue(), ""
+    else:
+        warnings, line = errors.getvalue().splitlines(), ""
+        if code != 0:
+            raise Broken(f"exit code {code}")
+    for said in warnings:
+        if not said.startswith(f"{prog}: warning: "):
+            raise Broken(f"on standard error: {said!r}")
+    for said in (*warnings, line):
+        if not said.isprintable():
+            raise Broken(f"control characters on standard error: {said!r}")
+    return out.getvalue(), line
 
 
 def check_text(printed: str) -> None:
