@@ -315,7 +315,7 @@ def test_a_core_cut_anywhere_is_told_of(tmp_path: Path) -> None:
     core.files((0x1000, 0x2000, 0, "/none"))
     whole = core.build()
     path = tmp_path / "core"
-    for size in range(0, 2 * PAGE, 7):  # into the stack, the last thing in it
+    for size in range(0, 2 * PAGE, 17):  # into the stack, the last thing in it
         path.write_bytes(whole[:size])
         if size < 64:
             with pytest.raises((SourceError, FormatError)):
