@@ -3,7 +3,9 @@
 Small programs are crashed, and their cores, programs, libraries and debug files are broken one
 by one, in 20,000 ways that follow from a seed. Whatever comes, `unwind-core` prints what it can
 with the reason where a stack ends, or refuses with one line; nothing else may happen, and nothing
-may take long. The same holds for `unwind-cfi` of the ELF files. `python -m tests.test_damage SEED INDEX` does again what input INDEX of a seed did,
+may take long. The same holds for `unwind-cfi` of the ELF files.
+
+`python -m tests.test_damage SEED INDEX` does again what input INDEX of a seed did, and
 `python -m tests.test_damage SEED FIRST END` tries a range.
 """
 
