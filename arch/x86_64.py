@@ -7,6 +7,10 @@ from unwind.rules import CfaRegister, Offset, Origin, Row, Rule, Undefined, ValO
 
 __all__ = ["ARCH"]
 
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from unwind.emulate import CodeModel
+
 # DWARF numbers: x86-64 psABI 1.0 fig. 3.36.
 _GENERAL = "rax rdx rcx rbx rsi rdi rbp rsp r8 r9 r10 r11 r12 r13 r14 r15 rip".split()
 RAX, RDX, RCX, RBX, RSI, RDI, RBP, RSP, R8, R9, R10, R11, R12, R13, R14, R15, RIP = range(17)
@@ -101,6 +105,12 @@ def _follows_call(before: bytes) -> bool:
     return False
 
 
+def _code_model() -> CodeModel:
+    from unwind.arch._x86_64_code import MODEL
+
+    return MODEL
+
+
 ARCH = Architecture(
     name="x86_64",
     machine=62,  # EM_X86_64; with ELFCLASS32 it is x32, another ABI
@@ -129,5 +139,6 @@ ARCH = Architecture(
     follows_call=_follows_call,
     red_zone=128,
     stack_alignment=8,
+    code_model=_code_model,
     fixed_regions=((0xFFFF_FFFF_FF60_0000, 0xFFFF_FFFF_FF60_1000, "[vsyscall]"),),
 )

@@ -17,11 +17,12 @@ from tests.support import ROOT, git_files
 TABLE = """
     values errors version
     rules registers memory signals unpack dwarf.constants dwarf.reader
+    emulate
     architecture dwarf.cfi dwarf.eh_frame_hdr dwarf.instructions elf
     arch.* registry dwarf.rows dwarf.expression symtab relocations
     image step formulas
-    modules
-    space files frames
+    modules functions disassembly
+    space files frames explanation
     snapshot profile mappings
     discover procfs core_memory core_notes bpf.* sources.* symbols.* leaks
     transports.* writers.* lookup

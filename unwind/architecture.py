@@ -13,6 +13,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
+    from unwind.emulate import CodeModel
     from unwind.protocols import ByteOrder
 
 
@@ -86,6 +87,7 @@ class Architecture(Value):
     flags_mask: int = 0  # (e_flags & flags_mask) == flags_value, else another ABI
     flags_value: int = 0
     signals: Mapping[int, str] = LINUX
+    code_model: Callable[[], CodeModel] | None = None  # what instructions do, loaded when needed
     innermost: Callable[[Architecture, Mapping[int, int]], int] = _pc_register
 
     def register_name(self, number: int) -> str:

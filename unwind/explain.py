@@ -3,41 +3,17 @@
 from __future__ import annotations
 
 from unwind.errors import MemoryFault, UnwindError
+from unwind.explanation import Explanation, RuleExplanation
 from unwind.formulas import cfa_formula, rule_formula
 from unwind.memory import Recording
 from unwind.step import Activation
-from unwind.values import Value
 
-__all__ = ["Explanation", "RuleExplanation", "explain"]
+__all__ = ["explain"]
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from unwind.rules import NoRow, Row
     from unwind.snapshot import Place
     from unwind.unwinder import Unwinder
-
-
-class RuleExplanation(Value):
-    """One rule at work: `name = formula`, the address it read, the value or why there is none."""
-
-    name: str
-    formula: str
-    address: int | None = None
-    value: int | None = None
-    problem: str = ""
-
-
-class Explanation(Value):
-    """How the walk leaves one place: by which row, what each rule gave, what was refused before.
-
-    `row` and `trust` are None and "" where no row could be had; `refused` then holds every
-    source's reason. `rules` begins with the CFA.
-    """
-
-    row: Row | None
-    trust: str
-    rules: tuple[RuleExplanation, ...]
-    refused: tuple[tuple[str, NoRow], ...]
 
 
 def explain(unwinder: Unwinder, place: Place) -> Explanation:

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from argparse import ArgumentParser, Namespace
     from collections.abc import Callable, Iterable, Iterator, Sequence
 
+    from unwind.explanation import Explanation
     from unwind.frames import Frame
     from unwind.snapshot import Snapshot
     from unwind.transports.core import CoreSource
@@ -179,7 +180,7 @@ class _Report:
         return sorted(snapshots, key=lambda snapshot: not snapshot.crashed)
 
     def _json(self, snapshots: list[Snapshot]) -> bool:
-        from unwind.explain import Explanation, explain
+        from unwind.explain import explain
         from unwind.writers.json_document import document, dumps
 
         walked = [(snapshot, self.unwinder.unwind(snapshot)) for snapshot in snapshots]

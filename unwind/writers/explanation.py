@@ -10,7 +10,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from unwind.explain import Explanation
+    from unwind.explanation import Explanation
     from unwind.frames import Frame
     from unwind.rules import Row
 

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from typing import Any
 
     from unwind.architecture import Architecture
-    from unwind.explain import Explanation
+    from unwind.explanation import Explanation
     from unwind.frames import Frame, Stack
     from unwind.modules import Module
     from unwind.snapshot import Snapshot, Source

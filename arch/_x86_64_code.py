@@ -1,0 +1,318 @@
+"""What x86_64's instructions do to the stack pointer and to the registers that calls preserve."""
+
+from __future__ import annotations
+
+from unwind.emulate import CFA, CONSTANT, RETURN_ADDRESS, CodeModel, Machine
+
+__all__ = ["MODEL"]
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from unwind.emulate import Instruction
+
+    # ("r", number, all 64 bits?) | ("m", base, displacement, bytes) | ("i", value)
+    Operand = tuple[str, int, int, int]
+
+RAX, RDX, RCX, RBX, RSI, RDI, RBP, RSP = range(8)
+RIP = 16
+_SAVED = (RBX, RBP, 12, 13, 14, 15)
+_LOST = (RAX, RDX, RCX, RSI, RDI, 8, 9, 10, 11)  # in a call
+_NOWHERE = 4096  # the base of an address that depends on more than one register
+
+
+def _names() -> dict[str, tuple[int, int]]:
+    """Every name of a general register: its number, and the bytes of it."""
+    names = {}
+    for number, letter in enumerate("adcb"):
+        for name, size in (("r{}x", 8), ("e{}x", 4), ("{}x", 2), ("{}l", 1), ("{}h", 1)):
+            names[name.format(letter)] = (number, size)
+    for number, stem in ((RSI, "si"), (RDI, "di"), (RBP, "bp"), (RSP, "sp")):
+        for name, size in (("r{}", 8), ("e{}", 4), ("{}", 2), ("{}l", 1)):
+            names[name.format(stem)] = (number, size)
+    for number in range(8, 16):
+        for suffix, size in (("", 8), ("d", 4), ("w", 2), ("b", 1)):
+            names[f"r{number}{suffix}"] = (number, size)
+    return names
+
+
+_REGISTERS = _names()
+_SIZES = {"byte": 1, "word": 2, "dword": 4, "qword": 8, "xmmword": 16, "ymmword": 32, "zmmword": 64}
+_PARSED: dict[str, tuple[Operand, ...]] = {}
+_MOST_PARSED = 50_000
+
+
+def _operands(text: str) -> tuple[Operand, ...]:
+    """capstone's operands in Intel's syntax; the same few thousand texts come again and again."""
+    found = _PARSED.get(text)
+    if found is None:
+        if len(_PARSED) >= _MOST_PARSED:
+            _PARSED.clear()
+        found = _PARSED[text] = tuple([_operand(part) for part in text.split(", ")] if text else [])
+    return found
+
+
+def _operand(text: str) -> Operand:
+    register = _REGISTERS.get(text)
+    if register is not None:
+        return ("r", register[0], register[1], 0)
+    if text[-1:] == "]":
+        kind, _, inside = text.rpartition("[")
+        size = _SIZES.get(kind.partition(" ")[0], 8)
+        if ":" in kind:
+            return ("m", _NOWHERE, 0, size)  # fs: and gs:
+        words = inside[:-1].split(" ")
+        base = _REGISTERS.get(words[0])
+        if base is None or base[1] != 8 or len(words) not in (1, 3):
+            return ("m", _NOWHERE, 0, size)
+        if len(words) == 1:
+            return ("m", base[0], 0, size)
+        number = _integer(words[2])
+        if number is None or words[1] not in "+-":
+            return ("m", _NOWHERE, 0, size)
+        return ("m", base[0], -number if words[1] == "-" else number, size)
+    number = _integer(text)
+    return ("?", 0, 0, 0) if number is None else ("i", number, 0, 0)
+
+
+def _integer(text: str) -> int | None:
+    try:
+        return int(text, 0)
+    except ValueError:
+        return None
+
+
+def _effect(machine: Machine, instruction: Instruction) -> bool:
+    handler = _HANDLERS.get(instruction[2])
+    if handler is not None:
+        return handler(machine, instruction) or False
+    if instruction[2] not in _READERS:
+        _write(machine, _operands(instruction[3]))
+    return False
+
+
+def _write(machine: Machine, operands: tuple[Operand, ...]) -> None:
+    """What the first operand names is no longer what it was."""
+    if not operands:
+        return
+    kind, number, at, size = operands[0]
+    if kind == "r":
+        if number in machine.state.registers:
+            machine.set(number, None)
+    elif kind == "m" and number in machine.state.registers:
+        for offset in range(at & -8, at + size, 8):
+            machine.store(number, offset, None)
+
+
+def _value(machine: Machine, operand: Operand) -> tuple[int, int] | None:
+    kind, number, at, size = operand
+    if kind == "r":
+        return machine.get(number) if at == 8 else None
+    if kind == "m":
+        return machine.load(number, at) if size == 8 else None
+    return (CONSTANT, number) if kind == "i" else None
+
+
+def _assign(machine: Machine, operand: Operand, value: tuple[int, int] | None) -> None:
+    kind, number, at, size = operand
+    if kind == "r":
+        machine.set(number, value if at == 8 or (value and value[0] == CONSTANT) else None)
+    elif kind == "m" and size == 8:
+        machine.store(number, at, value)
+    elif kind == "m":
+        _write(machine, (operand,))
+
+
+def _push(machine: Machine, instruction: Instruction) -> None:
+    value = _value(machine, _operands(instruction[3])[0]) if instruction[3] else None
+    _add(machine, RSP, -8)
+    machine.store(RSP, 0, value)
+
+
+def _pop(machine: Machine, instruction: Instruction) -> None:
+    value = machine.load(RSP, 0)
+    _add(machine, RSP, 8)
+    if instruction[3]:
+        _assign(machine, _operands(instruction[3])[0], value)
+
+
+def _add(machine: Machine, register: int, amount: int) -> None:
+    value = machine.get(register)
+    if value is not None:
+        machine.set(register, (value[0], value[1] + amount))
+
+
+def _mov(machine: Machine, instruction: Instruction) -> None:
+    target, source = _operands(instruction[3])
+    if source[0] == "i" and target[0] == "m":
+        _write(machine, (target,))
+    else:
+        _assign(machine, target, _value(machine, source))
+
+
+def _movabs(machine: Machine, instruction: Instruction) -> None:
+    _mov(machine, instruction)
+
+
+def _lea(machine: Machine, instruction: Instruction) -> None:
+    target, source = _operands(instruction[3])
+    base = machine.get(source[1]) if source[0] == "m" else None
+    value = (base[0], base[1] + source[2]) if base is not None else None
+    _assign(machine, target, value if target[2] == 8 else None)
+
+
+def _arithmetic(sign: int) -> Callable[[Machine, Instruction], None]:
+    def add(machine: Machine, instruction: Instruction) -> None:
+        target, source = _operands(instruction[3])
+        base = _value(machine, target) if target[0] == "r" else None
+        amount = _value(machine, source) if base is not None else None
+        if base is not None and amount is not None and amount[0] == CONSTANT:
+            _assign(machine, target, (base[0], base[1] + sign * _signed(amount[1])))
+        else:
+            _write(machine, (target,))
+
+    return add
+
+
+def _signed(value: int) -> int:
+    value &= 0xFFFF_FFFF_FFFF_FFFF
+    return value - (1 << 64) if value >> 63 else value
+
+
+def _and(machine: Machine, instruction: Instruction) -> None:
+    target, source = _operands(instruction[3])
+    if target[0] == "r" and target[2] == 8 and target[1] == RSP and source[0] == "i":
+        machine.align(RSP)
+    else:
+        _write(machine, (target,))
+
+
+def _leave(machine: Machine, instruction: Instruction) -> None:
+    machine.set(RSP, machine.get(RBP))
+    value = machine.load(RSP, 0)
+    _add(machine, RSP, 8)
+    machine.set(RBP, value)
+
+
+def _enter(machine: Machine, instruction: Instruction) -> None:
+    size, level = _operands(instruction[3])
+    value = machine.get(RBP)
+    _add(machine, RSP, -8)
+    machine.store(RSP, 0, value)
+    machine.set(RBP, machine.get(RSP) if not level[1] else None)
+    _add(machine, RSP, -size[1])
+
+
+def _xchg(machine: Machine, instruction: Instruction) -> None:
+    for operand in _operands(instruction[3]):
+        _write(machine, (operand,))
+
+
+def _clobber(*registers: int) -> Callable[[Machine, Instruction], None]:
+    def clobber(machine: Machine, instruction: Instruction) -> None:
+        for register in registers:
+            if register in machine.state.registers:
+                machine.set(register, None)
+
+    return clobber
+
+
+def _call(machine: Machine, instruction: Instruction) -> None:
+    address, size, _, text = instruction
+    operand = _operands(text)[0] if text else ("?", 0, 0, 0)
+    if operand[0] == "i" and operand[1] == address + size:  # call the next instruction, and pop it
+        _add(machine, RSP, -8)
+        machine.store(RSP, 0, None)
+        return
+    machine.called = True
+    sp = machine.get(RSP)
+    if sp is not None and sp[0] == CFA and sp[1] % 16:
+        machine.odd_calls += 1  # x86-64 psABI 1.0 §3.2.2: rsp is a multiple of 16 at a call
+    _clobber(*_LOST)(machine, instruction)
+
+
+def _jump(machine: Machine, instruction: Instruction) -> bool:
+    operand = _operands(instruction[3])[0]
+    if operand[0] == "i":
+        machine.targets.append(operand[1])
+    return True
+
+
+def _branch(machine: Machine, instruction: Instruction) -> None:
+    operand = _operands(instruction[3])[0]
+    if operand[0] == "i":
+        machine.targets.append(operand[1])
+
+
+def _stop(machine: Machine, instruction: Instruction) -> bool:
+    return True
+
+
+_CONDITIONS = "a ae b be c e g ge l le na nae nb nbe nc ne ng nge nl nle no np ns nz o p pe po s z"
+_BRANCHES = [f"j{condition}" for condition in _CONDITIONS.split()] + ["jrcxz", "jecxz", "loop"]
+_BRANCHES += ["loope", "loopne"]
+
+_HANDLERS: dict[str, Callable[[Machine, Instruction], bool | None]] = {
+    **dict.fromkeys(_BRANCHES, _branch),
+    **{f"{prefix}{name}": _branch for name in _BRANCHES for prefix in ("bnd ", "notrack ")},
+    "push": _push,
+    "pushfq": _push,
+    "pop": _pop,
+    "popfq": _pop,
+    "mov": _mov,
+    "movabs": _movabs,
+    "lea": _lea,
+    "add": _arithmetic(1),
+    "sub": _arithmetic(-1),
+    "and": _and,
+    "leave": _leave,
+    "enter": _enter,
+    "xchg": _xchg,
+    "xadd": _xchg,
+    "cpuid": _clobber(RAX, RBX, RCX, RDX),
+    "mul": _clobber(RAX, RDX),
+    "div": _clobber(RAX, RDX),
+    "idiv": _clobber(RAX, RDX),
+    "syscall": _clobber(RAX, RCX, 11),
+    "call": _call,
+    "bnd call": _call,
+    "notrack call": _call,
+    **dict.fromkeys(("jmp", "bnd jmp", "notrack jmp", "ljmp"), _jump),
+    **dict.fromkeys(("ret", "bnd ret", "repz ret", "rep ret", "retf", "retfq", "iretq"), _stop),
+    **dict.fromkeys(("ud2", "hlt", "ud1", "ud0"), _stop),
+}
+
+# The first operand is only read; the commonest instructions of all.
+_READERS = frozenset("cmp test nop endbr64 bt prefetcht0 prefetchw pause cmpxchg".split()) - {
+    "cmpxchg"
+}
+
+
+def _jumps(code: memoryview, vaddr: int) -> Iterator[tuple[int, int]]:
+    """What may be `jmp rel32` (E9) or `jcc rel32` (0F 80-8F)."""
+    import re
+
+    end = len(code) - 4
+    for match in re.finditer(rb"\xe9|\x0f[\x80-\x8f]", code):
+        at = match.end()
+        if at <= end:
+            offset = int.from_bytes(code[at : at + 4], "little", signed=True)
+            yield vaddr + at + 4 + offset, vaddr + match.start()
+
+
+MODEL = CodeModel(
+    capstone=("CS_ARCH_X86", ("CS_MODE_64",)),
+    effect=_effect,
+    sp=RSP,
+    return_address=RIP,
+    entry={RSP: (CFA, -8), **{number: (number, 0) for number in _SAVED}},
+    entry_slots={(CFA, -8): (RETURN_ADDRESS, 0)},
+    saved=_SAVED,
+    bases=(RBP, RSP, 10, 11, RBX, 12, 13, 14, 15, RAX, RDX, RCX, RSI, RDI, 8, 9),
+    keeps_slots=True,
+    red_zone=128,
+    calls=frozenset({"call", "bnd call", "notrack call"}),
+    padding=frozenset({"nop", "int3", "data16 nop"}),
+    jumps=_jumps,
+)

@@ -1,0 +1,362 @@
+"""Emulation: the instructions of a function in, the row that holds at each of them out.
+
+No value is computed. A register holds a number that is known relative to something that the caller
+knew: the CFA, a register as it was on entry, or the stack pointer after it was aligned. Following
+the instructions with such symbols tells at each place where the CFA, the return address and the
+saved registers are, which is what a row says.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from heapq import heappop, heappush
+
+from unwind.rules import CfaExpression, CfaRegister, Expression, Offset, Origin, Row, Undefined
+from unwind.values import Value
+
+__all__ = ["CFA", "CONSTANT", "RETURN_ADDRESS", "CodeModel", "Machine", "State", "Table", "emulate"]
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Mapping, Sequence
+
+    from unwind.rules import CfaRule, Rule
+
+    # A symbol and an offset from it. A register or slot without one holds nothing that is known.
+    Symbolic = tuple[int, int]
+    Instruction = tuple[int, int, str, str]  # address, size, mnemonic, operands
+
+# Symbols. A register's number stands for what it held on entry; the stack pointers that were
+# aligned count down from ALIGNED.
+CFA = -1
+RETURN_ADDRESS = -2
+CONSTANT = -3
+ALIGNED = -16
+
+_BREG0, _DEREF, _PLUS_UCONST, _CONSTS, _PLUS = 0x70, 0x06, 0x23, 0x11, 0x22
+
+
+class State:
+    """What registers and stack slots hold at one place; shared by all places that agree."""
+
+    __slots__ = ("made", "registers", "slots")
+
+    def __init__(self, registers: dict[int, Symbolic], slots: dict[Symbolic, Symbolic]):
+        self.registers = registers
+        self.slots = slots  # by their address
+        self.made: tuple[Row | None] | None = None  # the row that it comes to
+
+
+class CodeModel(Value):
+    """What an architecture tells of its code.
+
+    `effect(machine, instruction)` does to the machine what the instruction does to the stack
+    pointer and the saved registers; True: the next instruction is not reached from here.
+    """
+
+    capstone: tuple[str, tuple[str, ...]]  # names of the architecture and of its modes
+    effect: Callable[[Machine, Instruction], bool]
+    sp: int
+    return_address: int
+    entry: Mapping[int, Symbolic]  # the registers on entry
+    entry_slots: Mapping[Symbolic, Symbolic]
+    saved: tuple[int, ...]  # what a function gives back as it was
+    bases: tuple[int, ...]  # which registers may carry the CFA, best first
+    keeps_slots: bool  # a slot stands for its register even after that was restored
+    red_zone: int
+    calls: frozenset[str]  # mnemonics
+    padding: frozenset[str]  # mnemonics of what fills the gaps between functions
+    # The direct jumps that some code at a vaddr may hold, as (target, source); some may be none.
+    jumps: Callable[[memoryview, int], Iterator[tuple[int, int]]]
+
+
+class Machine:
+    """The registers and slots while instructions are followed, and where control may go."""
+
+    def __init__(self, model: CodeModel, state: State):
+        self.model = model
+        self.state = state
+        self.shared = True  # a place refers to `state`: the next change needs a copy
+        self.targets: list[int] = []  # where the last instruction may go besides the next one
+        self.called = False  # the last instruction was a call
+        self.odd_calls = 0  # calls with a stack that no caller would leave so
+        self.aligned = ALIGNED
+
+    def copy(self) -> State:
+        """The state to change."""
+        state = self.state
+        if self.shared:
+            state = self.state = State(dict(state.registers), dict(state.slots))
+            self.shared = False
+        return state
+
+    def get(self, register: int) -> Symbolic | None:
+        """What a register holds."""
+        return self.state.registers.get(register)
+
+    def set(self, register: int, value: Symbolic | None) -> None:
+        """A register holds `value` from here on."""
+        if self.state.registers.get(register) != value:
+            registers = self.copy().registers
+            if value is None:
+                del registers[register]
+            else:
+                registers[register] = value
+
+    def load(self, base: int, offset: int) -> Symbolic | None:
+        """What lies in the slot at register `base` + `offset`."""
+        address = self.state.registers.get(base)
+        if address is None:
+            return None
+        return self.state.slots.get((address[0], address[1] + offset))
+
+    def store(self, base: int, offset: int, value: Symbolic | None) -> None:
+        """The slot at register `base` + `offset` holds `value` from here on."""
+        address = self.state.registers.get(base)
+        if address is None:
+            return
+        slot = (address[0], address[1] + offset)
+        if self.state.slots.get(slot) != value:
+            slots = self.copy().slots
+            if value is None:
+                del slots[slot]
+            else:
+                slots[slot] = value
+
+    def align(self, register: int) -> None:
+        """A register becomes a multiple of something: what it is relative to is not known."""
+        self.aligned -= 1
+        self.set(register, (self.aligned, 0))
+
+
+class Table:
+    """The states of one function's instructions, and the rows they come to."""
+
+    __slots__ = ("_model", "_starts", "_states", "end", "leaves", "odd_calls", "start")
+
+    def __init__(
+        self,
+        model: CodeModel,
+        start: int,
+        end: int,
+        instructions: Sequence[Instruction],
+        states: Sequence[State | None],
+        odd_calls: int,
+        leaves: list[tuple[int, State]],
+    ):
+        self._model = model
+        self.start, self.end = start, end
+        self.odd_calls = odd_calls
+        self.leaves = leaves  # jumps out of the function: where to, and the state there
+        self._starts: list[int] = []
+        self._states: list[State | None] = []
+        last: object = self
+        for instruction, state in zip(instructions, states, strict=True):
+            if state is not last:
+                self._starts.append(instruction[0])
+                self._states.append(state)
+                last = state
+
+    def state(self, vaddr: int) -> State | None:
+        """What is known before the instruction at `vaddr`."""
+        at = bisect_right(self._starts, vaddr) - 1
+        return self._states[at] if at >= 0 else None
+
+    def row(self, vaddr: int) -> Row | None:
+        """The row that holds at `vaddr`, None where the code does not tell the CFA."""
+        at = bisect_right(self._starts, vaddr) - 1
+        state = self._states[at] if at >= 0 else None
+        if state is None:
+            return None
+        if state.made is None:
+            state.made = (_row(state, self._model, self.start),)
+        row = state.made[0]
+        if row is None:
+            return None
+        end = self._starts[at + 1] if at + 1 < len(self._starts) else self.end
+        return row.replace(start=self._starts[at], end=end)  # type: ignore[no-any-return]
+
+
+def emulate(
+    model: CodeModel,
+    instructions: Sequence[Instruction],
+    entries: Mapping[int, State] | None = None,
+    callable: bool = True,
+) -> Table:
+    """The table of a function whose instructions these are, in ascending order.
+
+    `entries` are the states at places where control comes in from other code; `callable`: it
+    also comes in at the first instruction, by a call. State is carried along branches, so that
+    code behind an epilogue in the middle of a function has the right row again. Code that nothing
+    leads to (the targets of jump tables, landing pads) gets the state that most of the function
+    has.
+    """
+    return _Run(model, instructions).table(entries or {}, callable)
+
+
+class _Run:
+    def __init__(self, model: CodeModel, instructions: Sequence[Instruction]):
+        self.model = model
+        self.code = instructions
+        self.number = {instruction[0]: n for n, instruction in enumerate(instructions)}
+        self.states: list[State | None] = [None] * len(instructions)
+        self.pending: dict[int, State] = {}
+        self.order: list[int] = []  # a heap of pending numbers
+        self.leaves: list[tuple[int, State]] = []
+        self.odd_calls = 0
+
+    def table(self, entries: Mapping[int, State], callable: bool) -> Table:
+        model, code = self.model, self.code
+        for vaddr, state in entries.items():
+            if vaddr in self.number:
+                self.wait(self.number[vaddr], state)
+        if callable:
+            self.wait(0, State(dict(model.entry), dict(model.entry_slots)))
+        self.follow()
+        self.follow_orphans()
+        start, end = code[0][0], code[-1][0] + code[-1][1]
+        return Table(model, start, end, code, self.states, self.odd_calls, self.leaves)
+
+    def wait(self, number: int, state: State) -> None:
+        """The instruction can be reached with this state."""
+        if self.states[number] is None and number not in self.pending:
+            self.pending[number] = state
+            heappush(self.order, number)
+
+    def follow(self) -> None:
+        """Follow the code from all places that wait, the lowest first."""
+        while self.order:
+            number = heappop(self.order)
+            state = self.pending.pop(number, None)
+            if state is not None and self.states[number] is None:
+                self.follow_from(number, state)
+
+    def follow_from(self, first: int, state: State) -> None:
+        """Follow the code from one place to where it ends or meets what was followed before."""
+        machine = Machine(self.model, state)
+        effect, states, code, pending = self.model.effect, self.states, self.code, self.pending
+        sp = self.model.sp
+        for number in range(first, len(code)):
+            if states[number] is not None:
+                break
+            other = pending.pop(number, None)
+            if other is not None and machine.called:
+                # What follows a call that does not return is reached from elsewhere only.
+                if other.registers.get(sp) != machine.state.registers.get(sp):
+                    machine.state, machine.shared = other, True
+            machine.shared = True
+            states[number] = machine.state
+            machine.called = False
+            stops = effect(machine, code[number])
+            if machine.targets:
+                for target in machine.targets:
+                    machine.shared = True
+                    where = self.number.get(target)
+                    if where is None:
+                        self.leaves.append((target, machine.state))
+                    else:
+                        self.wait(where, machine.state)
+                machine.targets.clear()
+            if stops:
+                break
+        self.odd_calls += machine.odd_calls
+
+    def follow_orphans(self) -> None:
+        """Give the code that nothing leads to the state that most of the rest has."""
+        body = None
+        for number in range(len(self.code)):
+            if self.states[number] is None and self.code[number][2] not in self.model.padding:
+                body = body or self.body()
+                if body is None:
+                    return
+                self.wait(number, body)
+                self.follow()
+        # Padding never runs. Compilers leave it the state of what it comes after.
+        last = None
+        for number, state in enumerate(self.states):
+            last = self.states[number] = state or last
+
+    def body(self) -> State | None:
+        """The state that most instructions have, as far as the row is concerned."""
+        counts: dict[int, int] = {}
+        kept: dict[int, State] = {}
+        for state in self.states:
+            if state is not None:
+                counts[id(state)] = counts.get(id(state), 0) + 1
+                kept[id(state)] = state
+        best = max(counts, key=counts.__getitem__, default=None)
+        return kept[best] if best is not None else None
+
+
+def _row(state: State, model: CodeModel, function: int) -> Row | None:
+    """The rules that a state comes to, None where nothing known carries the CFA."""
+    cfa = _cfa(state, model)
+    if cfa is None:
+        return None
+    where: dict[int, Symbolic] = {}  # the slot of each symbol that lies in one as it was
+    top = state.registers.get(model.sp)
+    for slot, value in state.slots.items():
+        symbol, offset = value
+        if offset or symbol in (CFA, CONSTANT):
+            continue
+        if top is not None and slot[0] == top[0] and slot[1] < top[1] - model.red_zone:
+            continue  # below the stack: a signal may have written there
+        known = where.get(symbol)
+        if known is None or (slot[0] == CFA and slot[1] > known[1]):
+            where[symbol] = slot
+    rules: dict[int, Rule] = {}
+    for register in model.saved:
+        kept = state.registers.get(register) == (register, 0)
+        saved = where.get(register)
+        if saved is not None and (model.keeps_slots or not kept):
+            rule = _saved_at(saved, state)
+            rules[register] = rule if rule is not None else Undefined()
+        elif not kept:
+            rules[register] = Undefined()
+    column = model.return_address
+    if state.registers.get(column) != (RETURN_ADDRESS, 0):
+        saved = where.get(RETURN_ADDRESS)
+        rule = _saved_at(saved, state) if saved is not None else None
+        if rule is None:
+            return None
+        rules[column] = rule
+    origin = Origin("code", note=f"the code from {function:#x} on")
+    return Row(0, 0, cfa, rules, column, origin)
+
+
+def _cfa(state: State, model: CodeModel) -> CfaRule | None:
+    """How the CFA is had: from a register, else from where one was saved (gcc's DRAP)."""
+    for register in model.bases:
+        value = state.registers.get(register)
+        if value is not None and value[0] == CFA:
+            return CfaRegister(register, -value[1])
+    for slot, (symbol, offset) in state.slots.items():
+        if symbol == CFA:
+            address = _address(slot, state)
+            if address is not None:
+                more = b"" if not offset else bytes([_CONSTS]) + _sleb(-offset) + bytes([_PLUS])
+                return CfaExpression(address + bytes([_DEREF]) + more)
+    return None
+
+
+def _saved_at(slot: Symbolic, state: State) -> Rule | None:
+    if slot[0] == CFA:
+        return Offset(slot[1])
+    address = _address(slot, state)
+    return Expression(address) if address is not None else None
+
+
+def _address(slot: Symbolic, state: State) -> bytes | None:
+    """An expression for the address of a slot, by a register that points near it."""
+    for register, (symbol, offset) in state.registers.items():
+        if symbol == slot[0] and register < 32:
+            return bytes([_BREG0 + register]) + _sleb(slot[1] - offset)
+    return None
+
+
+def _sleb(value: int) -> bytes:
+    out = bytearray()
+    while not -64 <= value < 64:
+        out.append(value & 0x7F | 0x80)
+        value >>= 7
+    return bytes([*out, value & 0x7F])
