@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.test_reader import FORMATS
-from unwind.dwarf.cfi import Broken, Cie, Fde, FrameSection
+from unwind.dwarf.cfi import Broken, Cie, Fde, FrameSection, Terminator
 from unwind.dwarf.constants import DW_EH_PE
 from unwind.dwarf.rows import rows
 from unwind.errors import FormatError, MemoryFault
@@ -246,7 +246,7 @@ def test_augmentation_data_of_an_fde_are_skipped_by_their_length() -> None:
 def test_entries_come_in_order_with_their_offsets() -> None:
     section = Section(FDE(0x5000, 16), FDE(0x4000, 16), TERMINATOR, FDE(0x6000, 16))
     entries = list(section.frames().entries())
-    assert [type(entry) for entry in entries] == [Cie, Fde, Cie, Fde, Cie, Fde]
+    assert [type(entry) for entry in entries] == [Cie, Fde, Cie, Fde, Terminator, Cie, Fde]
     assert [entry.start for entry in entries if isinstance(entry, Fde)] == [0x5000, 0x4000, 0x6000]
 
 
@@ -262,7 +262,7 @@ def test_a_terminator_ends_what_has_no_size_of_its_own() -> None:
     assert section.frames().find(0x6000) is not None
     assert section.frames(sized=False).find(0x6000) is None
     garbage = Section(FDE(0x5000, 16), TERMINATOR, b"\xff" * 20).frames(sized=False)
-    assert [type(entry) for entry in garbage.entries()] == [Cie, Fde]
+    assert [type(entry) for entry in garbage.entries()] == [Cie, Fde, Terminator]
 
 
 def test_a_broken_entry_leaves_the_others() -> None:

@@ -438,29 +438,39 @@ class _Shape:
 
 
 class _Index:
-    """The extents of a section's FDEs, sorted: a vaddr in, the offset of its FDE out."""
+    """Which FDE each stretch of addresses belongs to: a vaddr in, the offset of its FDE out."""
 
-    __slots__ = ("ends", "offsets", "reach", "starts")
+    __slots__ = ("owners", "starts")
 
     def __init__(self, extents: Iterator[tuple[int, int, int]]):
-        found = sorted(extents)
-        self.starts = [start for start, _, _ in found]
-        self.ends = [end for _, end, _ in found]
-        self.offsets = [offset for _, _, offset in found]
-        # The greatest end up to each entry tells when no earlier one can cover a place.
-        self.reach = self.ends[:]
-        for n in range(1, len(found)):
-            if self.reach[n - 1] > self.reach[n]:
-                self.reach[n] = self.reach[n - 1]
+        # Of FDEs that overlap, the one that starts last owns the place. So they are laid flat in
+        # one sweep: `open` holds those that are not over yet, the owner on top.
+        self.starts: list[int] = []
+        self.owners: list[int | None] = []
+        open: list[tuple[int, int | None]] = [(_NEVER, None)]
+        for start, end, offset in sorted(extents):
+            self._close(open, start)
+            open.append((end, offset))
+            self.starts.append(start)
+            self.owners.append(offset)
+        self._close(open, _NEVER - 1)
+
+    def _close(self, open: list[tuple[int, int | None]], vaddr: int) -> None:
+        """Give what ends before `vaddr` back to those below it."""
+        while open[-1][0] <= vaddr:
+            end = open.pop()[0]
+            while open[-1][0] <= end:
+                open.pop()
+            self.starts.append(end)
+            self.owners.append(open[-1][1])
 
     def find(self, vaddr: int) -> int | None:
-        """The offset of the FDE that covers `vaddr` and starts last, or None."""
+        """The offset of the FDE that covers `vaddr`, or None."""
         at = bisect_right(self.starts, vaddr) - 1
-        while at >= 0 and self.reach[at] > vaddr:
-            if self.ends[at] > vaddr:
-                return self.offsets[at]
-            at -= 1
-        return None
+        return self.owners[at] if at >= 0 else None
+
+
+_NEVER = 1 << 128  # beyond any address
 
 
 # The struct codes of a start and a size by pointer format and address size.

@@ -50,10 +50,34 @@ def rows(
     FormatError where the program is bad, after the rows before that place. `empty`: also rows
     that cover nothing, which an advance by 0 makes, or one to the end or beyond.
     """
+    end = fde.end
+    for start, location, state in _stretches(fde, vendor_opcodes):
+        if start < location and start < end:
+            yield state.row(start, location if location < end else end)
+        elif empty:
+            yield state.row(start, start)
+        if location >= end and not empty:
+            return
+
+
+def row_at(fde: Fde, vaddr: int, vendor_opcodes: Mapping[int, str] = VENDOR_OPCODES) -> Row | None:
+    """The row of `fde` in effect at `vaddr`, None where the FDE does not cover it.
+
+    FormatError where the program is bad before that place; what comes after is not read.
+    """
+    if fde.start <= vaddr < fde.end:
+        for start, location, state in _stretches(fde, vendor_opcodes):
+            if vaddr < location:
+                return state.row(start, min(location, fde.end))
+    return None
+
+
+def _stretches(fde: Fde, vendor: Mapping[int, str]) -> Iterator[tuple[int, int, _State]]:
+    """Each stretch of code that has one set of rules, and the state that holds them meanwhile."""
     cie = fde.cie
-    state = _at_entry(fde, vendor_opcodes)
+    state = _at_entry(fde, vendor)
     execute = state.execute
-    start, end = fde.start, fde.end
+    start = fde.start
     for instruction in decode(
         fde.instructions, cie.encoding, fde.instructions_offset, cie.pointer_encoding, start
     ):
@@ -69,28 +93,9 @@ def rows(
                 raise state.error(f"DW_CFA_set_loc goes back to {location:#x}")
         else:
             location = start + instruction.number * cie.code_align
-        if start < location and start < end:
-            yield state.row(start, location if location < end else end)
-        elif empty:
-            yield state.row(start, start)
-        if location >= end and not empty:
-            return
+        yield start, location, state
         start = location
-    if start < end or empty:
-        yield state.row(start, max(start, end))
-
-
-def row_at(fde: Fde, vaddr: int, vendor_opcodes: Mapping[int, str] = VENDOR_OPCODES) -> Row | None:
-    """The row of `fde` in effect at `vaddr`, None where the FDE does not cover it.
-
-    FormatError where the program is bad before that place; what comes after is not read.
-    """
-    if not fde.start <= vaddr < fde.end:
-        return None
-    for row in rows(fde, vendor_opcodes):
-        if vaddr < row.end:
-            return row
-    return None
+    yield start, max(start, fde.end), state
 
 
 def initial_row(cie: Cie, vendor_opcodes: Mapping[int, str] = VENDOR_OPCODES) -> Row:
