@@ -1,8 +1,8 @@
 """What a command loads at start-up: each module here costs every run of every command time.
 
 Measured with CPython 3.11 on a slow core: typing 5 ms, dataclasses with its classes 22, pathlib 5,
-shutil (with bz2 and lzma) 4, importlib.metadata 20, pyelftools 25, capstone 40, numpy 70. argparse
-with re and enum costs 4 and is what the options are worth.
+argparse (with re and enum) 5, shutil (with bz2 and lzma) 4, importlib.metadata 20, pyelftools 25,
+capstone 40, numpy 70.
 """
 
 from __future__ import annotations
@@ -16,13 +16,11 @@ from tests.test_layers import checked
 from tools.make_docs import commands
 
 HEAVY = set(
-    "asyncio bz2 capstone concurrent ctypes dataclasses decimal difflib elftools"
+    "argparse asyncio bz2 capstone concurrent ctypes dataclasses decimal difflib elftools enum"
     " fractions hashlib importlib.metadata importlib.resources inspect json logging lzma"
-    " multiprocessing numpy pathlib pickle random shutil socket subprocess tempfile textwrap"
+    " multiprocessing numpy pathlib pickle random re shutil socket subprocess tempfile textwrap"
     " tokenize typing unittest urllib xml zipfile zstandard".split()
 )
-# argparse asks for the terminal's width, through shutil, once an option is added to the parser
-# itself instead of one of its groups.
 HINT = "load it in the function that needs it"
 
 LOADED = """

@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import sys
 
+from unwind.cli.options import argument_parser
 from unwind.cli.plumbing import add_common_options, run
 
 __all__ = ["main", "parser"]
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from argparse import ArgumentParser, Namespace
+    from argparse import ArgumentParser
     from collections.abc import Sequence
 
+    from unwind.cli.options import Options, Parser
+
+_PROG = "unwind-cfi"
 _EXAMPLES = """\
 examples:
   unwind-cfi /usr/bin/ls
@@ -24,22 +28,21 @@ examples:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; the exit code comes back."""
-    return run(parser, _command, argv)
+    return run(_PROG, _declare, _command, argv)
 
 
 def parser() -> ArgumentParser:
-    """The command line, for the command itself, its man page and its completion."""
-    import argparse
+    """The command line, for its man page and its completion."""
+    return argument_parser(_PROG, _declare)
 
-    made = argparse.ArgumentParser(
-        prog="unwind-cfi",
-        description="Print the call frame information of an ELF file: how to get from each place "
-        "in its code to the caller's registers.",
-        epilog=_EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        add_help=False,
+
+def _declare(parser: Parser) -> None:
+    parser.description = (
+        "Print the call frame information of an ELF file: how to get from each place "
+        "in its code to the caller's registers."
     )
-    group = made.add_argument_group("what to read")
+    parser.epilog = _EXAMPLES
+    group = parser.add_argument_group("what to read")
     group.add_argument("file", metavar="FILE", help="a program, library, object or debug file")
     group.add_argument(
         "--section",
@@ -53,14 +56,13 @@ def parser() -> ArgumentParser:
         help="only what is in effect at link-time address A: the row, where it comes from, and "
         "its rules as formulas",
     )
-    group = made.add_argument_group("what to print")
+    group = parser.add_argument_group("what to print")
     layout = group.add_mutually_exclusive_group()
     layout.add_argument(
         "--raw", action="store_true", help="the instructions instead of the rows they make"
     )
     layout.add_argument("--json", action="store_true", help="each row as a line of JSON")
-    add_common_options(made)
-    return made
+    add_common_options(parser)
 
 
 def _address(text: str) -> int:
@@ -74,7 +76,7 @@ def _address(text: str) -> int:
     return value
 
 
-def _command(options: Namespace) -> int:
+def _command(options: Options) -> int:
     from unwind.cli.cfi_report import report
 
     report(options)

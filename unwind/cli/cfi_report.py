@@ -23,14 +23,14 @@ __all__ = ["report"]
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from argparse import Namespace
     from collections.abc import Iterable, Iterator, Mapping, Sequence
 
+    from unwind.cli.options import Options
     from unwind.dwarf.cfi import FrameSection
     from unwind.rules import Row
 
 
-def report(options: Namespace) -> None:
+def report(options: Options) -> None:
     """Print what the options ask for; SourceError or FormatError where that cannot be had."""
     image = _open(options.file)
     sections = [
@@ -77,7 +77,7 @@ def _no_cfi(elf: Elf, path: str, kind: str | None) -> SourceError:
 class _Report:
     """One run of the command over one file."""
 
-    def __init__(self, options: Namespace, image: Image):
+    def __init__(self, options: Options, image: Image):
         self.options = options
         self.image = image
         names, self.vendor_opcodes = _machine(image.elf)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 
+from unwind.cli.options import argument_parser
 from unwind.cli.plumbing import Progress, add_common_options, run, wants_colour, warn
 from unwind.errors import SourceError
 from unwind.frames import End
@@ -12,14 +13,16 @@ __all__ = ["main", "parser"]
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from argparse import ArgumentParser, Namespace
+    from argparse import ArgumentParser
     from collections.abc import Callable, Iterable, Iterator, Sequence
 
+    from unwind.cli.options import Options, Parser
     from unwind.explanation import Explanation
     from unwind.frames import Frame
     from unwind.snapshot import Snapshot
     from unwind.transports.core import CoreSource
 
+_PROG = "unwind-core"
 _EXAMPLES = """\
 examples:
   unwind-core core.1234
@@ -31,30 +34,27 @@ examples:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; the exit code comes back."""
-    return run(parser, _command, argv)
+    return run(_PROG, _declare, _command, argv)
 
 
 def parser() -> ArgumentParser:
-    """The command line, for the command itself, its man page and its completion."""
-    import argparse
+    """The command line, for its man page and its completion."""
+    return argument_parser(_PROG, _declare)
 
-    made = argparse.ArgumentParser(
-        prog="unwind-core",
-        description="Print the stack of each thread of a core dump, how sure each frame is, "
-        "and why a stack ends where it does.",
-        epilog=_EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        add_help=False,
+
+def _declare(parser: Parser) -> None:
+    parser.description = (
+        "Print the stack of each thread of a core dump, how sure each frame is, "
+        "and why a stack ends where it does."
     )
-    # In a group: for an argument of the parser itself argparse loads shutil, to ask for the
-    # width of the terminal.
-    group = made.add_argument_group("what to read")
+    parser.epilog = _EXAMPLES
+    group = parser.add_argument_group("what to read")
     group.add_argument(
         "core", metavar="CORE", help="the core, also compressed; - is standard input"
     )
-    _add_output_options(made)
-    _add_file_options(made)
-    group = made.add_argument_group("how to unwind")
+    _add_output_options(parser)
+    _add_file_options(parser)
+    group = parser.add_argument_group("how to unwind")
     group.add_argument(
         "-n", "--max-frames", type=_count, metavar="N", help="stop after N frames of a thread"
     )
@@ -66,12 +66,11 @@ def parser() -> ArgumentParser:
         action="store_true",
         help="exit 1 when a printed stack does not reach its outermost frame",
     )
-    add_common_options(made)
-    return made
+    add_common_options(parser)
 
 
-def _add_output_options(made: ArgumentParser) -> None:
-    group = made.add_argument_group("what to print")
+def _add_output_options(parser: Parser) -> None:
+    group = parser.add_argument_group("what to print")
     group.add_argument("--json", action="store_true", help="one JSON document (unwind-stack/1)")
     group.add_argument(
         "--thread",
@@ -95,8 +94,8 @@ def _add_output_options(made: ArgumentParser) -> None:
     group.add_argument("-q", "--quiet", action="store_true", help="no header")
 
 
-def _add_file_options(made: ArgumentParser) -> None:
-    group = made.add_argument_group("where the modules' files are")
+def _add_file_options(parser: Parser) -> None:
+    group = parser.add_argument_group("where the modules' files are")
     group.add_argument("-e", "--executable", metavar="FILE", help="the program that crashed")
     group.add_argument(
         "--module",
@@ -118,7 +117,7 @@ def _add_file_options(made: ArgumentParser) -> None:
     )
 
 
-def _command(options: Namespace) -> int:
+def _command(options: Options) -> int:
     from unwind.files import Files
     from unwind.transports.core import TRANSPORT
 
@@ -140,7 +139,7 @@ def _command(options: Namespace) -> int:
 class _Report:
     """One run of the command over one opened core."""
 
-    def __init__(self, options: Namespace, source: CoreSource):
+    def __init__(self, options: Options, source: CoreSource):
         from unwind.symbols.names import Names
         from unwind.symbols.table import TableSymbolizer
         from unwind.unwinder import DEFAULT_LIMIT, Unwinder, default_sources
@@ -251,7 +250,7 @@ class _Report:
     def _warn(self, text: str) -> None:
         from unwind.writers.escape import escape
 
-        warn("unwind-core", escape(text))
+        warn(_PROG, escape(text))
 
 
 def _put(lines: Iterable[str]) -> None:

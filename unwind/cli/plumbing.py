@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sys
 
+from unwind.cli.options import parse
 from unwind.errors import MissingPackage, SourceError, UnwindError
 from unwind.version import VERSION
 
@@ -12,8 +13,9 @@ __all__ = ["Progress", "add_common_options", "run", "wants_colour", "warn"]
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from argparse import ArgumentParser, Namespace
     from collections.abc import Callable, Sequence
+
+    from unwind.cli.options import Options, Parser
 
 # Exit codes, the same for every command: 0 done, 1 asked-for strictness not met.
 COULD_NOT = 2
@@ -22,16 +24,16 @@ CLOSED_PIPE = 141  # 128 + SIGPIPE
 
 
 def run(
-    parser: Callable[[], ArgumentParser],
-    command: Callable[[Namespace], int],
+    prog: str,
+    declare: Callable[[Parser], None],
+    command: Callable[[Options], int],
     argv: Sequence[str] | None,
 ) -> int:
-    """Parse `argv` and run the command; the exit code comes back, whatever happens."""
+    """Parse `argv` and run the command `prog`; the exit code comes back, whatever happens."""
     words = sys.argv[1:] if argv is None else list(argv)
     if words == ["--version"]:  # without the 10 ms that argparse costs
         return _written(lambda: print(f"unwind {VERSION}") or 0)
-    made = parser()
-    options = made.parse_args(words)
+    options = parse(prog, declare, words)
     # Names are any bytes, terminals and locales differ: what cannot be written is escaped.
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
@@ -43,7 +45,7 @@ def run(
     except (UnwindError, OSError, MemoryError) as error:
         if options.debug:
             raise
-        print(f"{made.prog}: {_line(error)}", file=sys.stderr)
+        print(f"{prog}: {_line(error)}", file=sys.stderr)
         return COULD_NOT
 
 
@@ -60,7 +62,7 @@ def wants_colour() -> bool:
     )
 
 
-def add_common_options(parser: ArgumentParser) -> None:
+def add_common_options(parser: Parser) -> None:
     """The options that every command has."""
     group = parser.add_argument_group("other")
     group.add_argument("-h", "--help", action="help", help="show this help and exit")
