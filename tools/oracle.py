@@ -32,9 +32,9 @@ from unwind.writers.cfi_tables import Tables
 PLACES = ("/usr/bin", "/usr/lib")
 
 # How readelf names registers of machines that no file in arch/ describes yet.
-_ARM64 = [*(f"x{n}" for n in range(31)), "sp"]
-_I386 = "eax ecx edx ebx esp ebp esi edi eip eflags".split()
-NAMES = {EM.AARCH64: dict(enumerate(_ARM64)), EM.I386: dict(enumerate(_I386))}
+_ARM64 = {n: f"x{n}" for n in range(31)} | {31: "sp"} | {64 + n: f"v{n}" for n in range(32)}
+_I386 = dict(enumerate("eax ecx edx ebx esp ebp esi edi eip eflags".split()))
+NAMES = {EM.AARCH64: _ARM64, EM.I386: _I386}
 
 # Where readelf is wrong: by file name, section and entry, with the argument.
 EXCEPTIONS: dict[tuple[str, str, int], str] = {}
@@ -219,13 +219,14 @@ def _theirs(path: str, layout: str) -> Entries:
                 lines = []
             if head := re.match(r"Contents of the \.z?(debug_frame|eh_frame) section", line):
                 number, kind = number + 1, head[1]
-            elif lines or not line.startswith(("\n", "Section ")):  # `... has no debugging data`
+            elif lines or _HEAD.match(line):  # else it says that a section has no contents
                 lines.append(line)
         if lines:
             yield Key(number, kind, int(lines[0][:8], 16)), "".join(lines).rstrip("\n") + "\n"
 
 
 _NEXT = frozenset("0123456789abcdefC\n")  # what begins an entry, a section, or another blank line
+_HEAD = re.compile("[0-9a-f]{8} ")
 
 
 def _joined(ours: Entries, theirs: Entries) -> Iterator[tuple[Key, str | None, str | None]]:
