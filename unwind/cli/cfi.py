@@ -5,14 +5,15 @@ from __future__ import annotations
 import sys
 
 from unwind.cli.options import argument_parser
-from unwind.cli.plumbing import add_common_options, run
+from unwind.cli.plumbing import add_common_options, process, run
 
-__all__ = ["main", "parser"]
+__all__ = ["main", "parser", "program"]
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from argparse import ArgumentParser
     from collections.abc import Sequence
+    from typing import NoReturn
 
     from unwind.cli.options import Options, Parser
 
@@ -24,6 +25,11 @@ examples:
   unwind-cfi --address 0x29d90 /lib/x86_64-linux-gnu/libc.so.6
       the row in effect at one address, and where it comes from
 """
+
+
+def program() -> NoReturn:
+    """The installed command."""
+    process(main)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -5,16 +5,17 @@ from __future__ import annotations
 import sys
 
 from unwind.cli.options import argument_parser
-from unwind.cli.plumbing import Progress, add_common_options, run, wants_colour, warn
+from unwind.cli.plumbing import Progress, add_common_options, process, run, wants_colour, warn
 from unwind.errors import SourceError
 from unwind.frames import End
 
-__all__ = ["main", "parser"]
+__all__ = ["main", "parser", "program"]
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from argparse import ArgumentParser
     from collections.abc import Callable, Iterable, Iterator, Sequence
+    from typing import NoReturn
 
     from unwind.cli.options import Options, Parser
     from unwind.explanation import Explanation
@@ -30,6 +31,11 @@ examples:
   unwind-core core.1234 --sysroot rootfs --debug-dir debug --explain
       a core of another machine, and how each frame was found
 """
+
+
+def program() -> NoReturn:
+    """The installed command."""
+    process(main)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
