@@ -196,8 +196,11 @@ def test_64_bit_dwarf_reads_as_readelf_has_it(layout: str, raw: bool, tmp_path: 
 
 
 @pytest.mark.parametrize(("layout", "raw"), LAYOUTS)
-def test_a_terminator_reads_as_readelf_has_it(layout: str, raw: bool, tmp_path: Path) -> None:
-    section = Section(FDE(0x5000, 16), TERMINATOR, vaddr=0)
+@pytest.mark.parametrize("terminators", [TERMINATOR, TERMINATOR * 3])
+def test_a_terminator_reads_as_readelf_has_it(
+    terminators: bytes, layout: str, raw: bool, tmp_path: Path
+) -> None:
+    section = Section(FDE(0x5000, 16), terminators, FDE(0x6000, 16), terminators, vaddr=0)
     assert written(section, raw=raw) == readelf(object_with(tmp_path, section), layout)
 
 

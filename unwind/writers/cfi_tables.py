@@ -59,11 +59,14 @@ class Tables:
     def section(self, section: FrameSection, *, raw: bool = False) -> Iterator[str]:
         """A whole section, entry by entry: a text with its line ends for each."""
         yield f"Contents of the .{section.kind} section:\n\n"
+        after_terminator = False
         for entry in section.entries():
+            is_terminator = isinstance(entry, Terminator)
             if isinstance(entry, Broken):
                 self.complain(entry.error)
-            else:
+            elif not (is_terminator and after_terminator):  # readelf passes over the others
                 yield self.entry(entry, raw=raw)
+            after_terminator = is_terminator
         yield "\n"
 
     def entry(self, entry: Cie | Fde | Terminator, *, raw: bool = False) -> str:
