@@ -12,7 +12,7 @@ from bisect import bisect_right
 from unwind.elf import DT, ET, PT, Elf
 from unwind.errors import FormatError, MemoryFault
 from unwind.files import Found
-from unwind.mappings import MOST_MODULES, make_module, same_as
+from unwind.mappings import MOST_MODULES, Maker, same_as
 from unwind.modules import Module, State
 from unwind.values import Value
 
@@ -75,7 +75,8 @@ class Discovery:
     ):
         self.arch, self.memory, self.auxv, self.files = arch, memory, auxv, files
         self.executable, self.lend, self.base = executable, lend, base
-        self.program, self.lacking = program, lacking
+        self.program = program
+        self.maker = Maker(memory, files, lacking)
         self.modules: list[Module] = []
         self._starts: list[int] = []  # of the modules' ranges, ascending
         self._ends: list[int] = []
@@ -113,7 +114,8 @@ class Discovery:
         )
         code = [segment.vaddr for segment in elf.segments if segment.executable]
         mapped = all(self.executable(vaddr + elf.bias & _MASK) is not False for vaddr in code)
-        return elf if ours and mapped and header.type in (ET.EXEC, ET.DYN) else None
+        program = header.type in (ET.EXEC, ET.DYN) and _ranges(elf, elf.bias) != ()
+        return elf if ours and mapped and program else None
 
     def _main(self) -> Module | None:
         """The main program: its program headers lie at AT_PHDR."""
@@ -128,6 +130,10 @@ class Discovery:
         for elf in self.loaded:
             if any(low <= phdr < high for low, high in _ranges(elf, elf.bias)):
                 return self._add(name, elf, main=True)
+        return self._main_file(name, phdr)
+
+    def _main_file(self, name: str, phdr: int) -> Module | None:
+        """The main program where memory lacks its headers: -e, or AT_EXECFN, tells its file."""
 
         def check(elf: Elf) -> str:
             bias = _bias_by_headers(elf, phdr)
@@ -143,9 +149,7 @@ class Discovery:
             # Where it reaches to is not known; its program headers at least are its own.
             page = phdr & -_PAGE
             ranges = ((page, page + _PAGE),)
-            return self._keep(
-                make_module(name, page, ranges, None, result, self.files, self.lacking)
-            )
+            return self._keep(self.maker.make(name, page, ranges, None, result))
         return self._add_file(name, _bias_by_headers(result.image.elf, phdr) or 0, result)
 
     def _is_main(self, elf: Elf) -> bool:
@@ -159,8 +163,7 @@ class Discovery:
         """The module of an image whose headers are in memory."""
         result = self.files.image(name, elf.build_id, main=main, check=same_as(elf), base=self.base)
         ranges = _ranges(elf, elf.bias)
-        module = make_module(name, elf.bias, ranges, elf, result, self.files, self.lacking)
-        return self._keep(module, result.image)
+        return self._keep(self.maker.make(name, elf.bias, ranges, elf, result), result.image)
 
     def _add_file(self, name: str, bias: int, result: Found) -> Module | None:
         """The module of an image of which only the file is to be had."""
@@ -169,8 +172,7 @@ class Discovery:
         ranges = _ranges(result.image.elf, bias)
         if not ranges:
             return None
-        module = make_module(name, bias, ranges, None, result, self.files, self.lacking)
-        return self._keep(module, result.image)
+        return self._keep(self.maker.make(name, bias, ranges, None, result), result.image)
 
     def _keep(self, module: Module, file: Image | None = None) -> Module:
         """Add a module, and lend memory the bytes of its file."""
@@ -203,9 +205,7 @@ class Discovery:
         if self._add_file(link.name, link.bias, result) is None and link.name:
             page = link.dynamic & -_PAGE
             ranges = ((page, page + _PAGE),)
-            self._keep(
-                make_module(link.name, link.bias, ranges, None, result, self.files, self.lacking)
-            )
+            self._keep(self.maker.make(link.name, link.bias, ranges, None, result))
 
     def _covered(self, address: int) -> bool:
         at = bisect_right(self._starts, address) - 1
@@ -296,7 +296,7 @@ def vdso(memory: Memory, address: int, files: Files, lacking: str) -> Module | N
     ranges = _ranges(elf, elf.bias) if elf is not None else ()
     nothing = Found(None, None, State.MISSING)
     ranges = ranges or ((address, address + _PAGE),)
-    return make_module("[vdso]", address, ranges, elf, nothing, files, lacking)
+    return Maker(memory, files, lacking).make("[vdso]", address, ranges, elf, nothing)
 
 
 def _holds(module: Module, address: int) -> bool:

@@ -5,10 +5,11 @@ from __future__ import annotations
 from unwind.elf import DT, PT, Elf
 from unwind.errors import FormatError, MemoryFault
 from unwind.image import Image
+from unwind.memory import view_of
 from unwind.modules import Module, State
 from unwind.values import Value
 
-__all__ = ["MOST_MODULES", "Lend", "Mapping", "make_module", "modules_of", "same_as"]
+__all__ = ["MOST_MODULES", "Lend", "Maker", "Mapping", "modules_of", "same_as"]
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -24,6 +25,7 @@ MOST_MODULES = 4096  # in one process: only a lying source has more
 _PAGE = 4096
 _MASK = 0xFFFF_FFFF_FFFF_FFFF
 _PF_X = 1
+_MOST_PIECES = 256  # that one segment lies in
 # DT_MIPS_RLD_MAP and DT_MIPS_RLD_MAP_REL, which a dynamic linker may set as it does DT_DEBUG.
 _ANY_VALUE = (0x7000_0016, 0x7000_0035)
 
@@ -59,6 +61,7 @@ def modules_of(
     by_name: dict[str, list[Mapping]] = {}
     for mapping in mappings:
         by_name.setdefault(mapping.name, []).append(mapping)
+    maker = Maker(memory, files, lacking)
     found: list[Module] = []
     for name, group in by_name.items():
         for copy in _copies(name, group, memory, executable):
@@ -74,7 +77,7 @@ def modules_of(
             bias = parts[0].start - parts[0].offset & _MASK
             if elf is None and result.image is not None:
                 bias = _bias(result.image.elf, copy) or 0
-            found.append(make_module(name, bias, _joined(parts), elf, result, files, lacking))
+            found.append(maker.make(name, bias, _joined(parts), elf, result))
             if lend is not None and result.data is not None:
                 for part in parts:
                     data = result.data[part.offset : part.offset + part.end - part.start]
@@ -239,45 +242,66 @@ def _same_start(elf: Elf, loaded: Elf) -> bool:
     return True
 
 
-def make_module(
-    name: str,
-    bias: int,
-    ranges: tuple[tuple[int, int], ...],
-    elf: Elf | None,
-    result: Found,
-    files: Files,
-    lacking: str,
-) -> Module:
-    """A module with the image of its file, else with that of memory, as far as that goes.
+class Maker:
+    """Makes the modules of one process: `lacking` says why its `memory` may not hold an image."""
 
-    `elf` is the image as memory has it; its bias counts where there is one.
-    """
-    image, state, tried = result.image, result.state, result.tried
-    build_id = elf.build_id if elf is not None else None
-    if image is not None:
-        build_id = build_id or image.build_id
-    else:
-        image, whole = _from_memory(elf, files) if elf is not None else (None, False)
-        state = State.MEMORY_ONLY if whole and state == State.MISSING else state
-        tried = tried if whole else (*tried, lacking)
-    if elf is not None:
-        bias = elf.bias
-    return Module(name, bias, ranges, image, state, result.file, build_id, tried)
+    def __init__(self, memory: Memory, files: Files, lacking: str):
+        self.memory, self.files, self.lacking = memory, files, lacking
+
+    def make(
+        self,
+        name: str,
+        bias: int,
+        ranges: tuple[tuple[int, int], ...],
+        elf: Elf | None,
+        result: Found,
+    ) -> Module:
+        """A module with the image of its file, else with that of memory, as far as that goes.
+
+        `elf` is the image as memory has it; its bias counts where there is one.
+        """
+        image, state, tried = result.image, result.state, result.tried
+        build_id = elf.build_id if elf is not None else None
+        if image is not None:
+            build_id = build_id or image.build_id
+        else:
+            image, whole = self._image(elf) if elf is not None else (None, False)
+            state = State.MEMORY_ONLY if whole and state == State.MISSING else state
+            tried = tried if whole else (*tried, self.lacking)
+        if elf is not None:
+            bias = elf.bias
+        return Module(name, bias, ranges, image, state, result.file, build_id, tried)
+
+    def _image(self, elf: Elf) -> tuple[Image | None, bool]:
+        """The image of what memory holds, None without all of its CFI; is its code whole too?"""
+        tables = [row[3] for row in elf.program_rows if row[0] == PT.GNU_EH_FRAME]
+        code, cfi = [], []
+        for segment in elf.segments:
+            has_cfi = any(0 <= table - segment.vaddr < segment.file_size for table in tables)
+            if segment.executable or has_cfi:
+                start = segment.vaddr + elf.bias & _MASK
+                whole = _whole(self.memory, start, segment.file_size)
+                code.append(whole)
+                cfi += [whole] if has_cfi else []
+        known = bool(code) and all(code)
+        usable = known or (bool(cfi) and all(cfi))
+        return (Image(elf, debug=self.files.debug_file) if usable else None), known
 
 
-def _from_memory(elf: Elf, files: Files) -> tuple[Image | None, bool]:
-    """The image of what memory holds, None where its CFI is not whole; is its code whole too?"""
-    tables = [row[3] for row in elf.program_rows if row[0] == PT.GNU_EH_FRAME]
-    code, cfi = [], []
-    for segment in elf.segments:
-        has_cfi = any(0 <= table - segment.vaddr < segment.file_size for table in tables)
-        if segment.executable or has_cfi:
-            whole = len(segment.data) == segment.file_size
-            code.append(whole)
-            cfi += [whole] if has_cfi else []
-    known = bool(code) and all(code)
-    usable = known or (bool(cfi) and all(cfi))
-    return (Image(elf, debug=files.debug_file) if usable else None), known
+def _whole(memory: Memory, address: int, size: int) -> bool:
+    """Whether memory holds all of a segment; nothing is copied, as it may claim any size."""
+    end = address + size
+    for _ in range(_MOST_PIECES):
+        if address >= end:
+            return True
+        found = view_of(memory, address)
+        if found is None:
+            break
+        address = found[0] + len(found[1])
+    try:  # a memory without views: the ends stand for what lies between
+        return bool(memory.read(address, 1) and memory.read(end - 1, 1))
+    except MemoryFault:
+        return False
 
 
 def _joined(parts: Sequence[Mapping]) -> tuple[tuple[int, int], ...]:
