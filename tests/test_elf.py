@@ -324,6 +324,7 @@ def test_a_compressed_section_gives_no_more_than_it_claims() -> None:
     [
         (compressed(1, 100, b"no stream"), "damaged zlib data"),
         (compressed(1, 1 << 40, zlib.compress(b"x")), "bytes when decompressed"),
+        (compressed(1, 1 << 24, zlib.compress(bytes(1 << 24))), "bytes when decompressed from"),
         (compressed(7, 100, b""), "unknown method, 7"),
         (Elf(make_elf((), [Sect(".debug_x", flags=SHF.COMPRESSED)])), "no room"),
     ],

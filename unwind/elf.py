@@ -87,6 +87,8 @@ _MOST_NOTES = 1 << 20  # bytes of a loaded image's notes: nobody tells how large
 _MOST_SEGMENTS, _MOST_SECTIONS, _MOST_TAGS = 1 << 21, 1 << 19, 1 << 16
 _LARGEST_NAMES = 1 << 26
 _LARGEST = 1 << 30  # bytes made at once; Chromium's .debug_frame takes a tenth
+# Debug sections shrink to a third, at best to a twentieth; what shrinks more is made to do harm.
+_SMALL, _MOST_SHRUNK = 1 << 16, 100
 
 
 class Header(Value):
@@ -397,8 +399,8 @@ class Elf:
     def _decompress(self, section: Section, kind: int, raw: memoryview, size: int) -> memoryview:
         """gABI 4.1 "Section Compression": ELFCOMPRESS_ZLIB is 1, ELFCOMPRESS_ZSTD 2."""
         where = self._where(section)
-        if size > _LARGEST:
-            raise FormatError(f"{size} bytes when decompressed", where)
+        if size > min(_LARGEST, _SMALL + _MOST_SHRUNK * len(raw)):
+            raise FormatError(f"{size} bytes when decompressed from {len(raw)}", where)
         if kind == 1:
             return memoryview(_inflate(raw, size, where))
         if kind == 2:
