@@ -228,7 +228,7 @@ def _call(machine: Machine, instruction: Instruction) -> None:
     machine.called = True
     sp = machine.get(RSP)
     if sp is not None and sp[0] == CFA and sp[1] % 16:
-        machine.odd_calls += 1  # x86-64 psABI 1.0 §3.2.2: rsp is a multiple of 16 at a call
+        machine.odd += 1  # x86-64 psABI 1.0 §3.2.2: rsp is a multiple of 16 at a call
     _clobber(*_LOST)(machine, instruction)
 
 
@@ -236,6 +236,9 @@ def _jump(machine: Machine, instruction: Instruction) -> bool:
     operand = _operands(instruction[3])[0]
     if operand[0] == "i":
         machine.targets.append(operand[1])
+    elif "rip" not in instruction[3]:  # a stub of the procedure linkage table
+        machine.somewhere = True
+    _pops_too_much(machine)
     return True
 
 
@@ -243,6 +246,18 @@ def _branch(machine: Machine, instruction: Instruction) -> None:
     operand = _operands(instruction[3])[0]
     if operand[0] == "i":
         machine.targets.append(operand[1])
+
+
+def _return(machine: Machine, instruction: Instruction) -> bool:
+    _pops_too_much(machine)
+    return True
+
+
+def _pops_too_much(machine: Machine) -> None:
+    """What leaves with the stack pointer above the return address was not entered by a call."""
+    sp = machine.get(RSP)
+    if sp is not None and sp[0] == CFA and sp[1] > -8:
+        machine.odd += 1
 
 
 def _stop(machine: Machine, instruction: Instruction) -> bool:
@@ -279,7 +294,7 @@ _HANDLERS: dict[str, Callable[[Machine, Instruction], bool | None]] = {
     "bnd call": _call,
     "notrack call": _call,
     **dict.fromkeys(("jmp", "bnd jmp", "notrack jmp", "ljmp"), _jump),
-    **dict.fromkeys(("ret", "bnd ret", "repz ret", "rep ret", "retf", "retfq", "iretq"), _stop),
+    **dict.fromkeys(("ret", "bnd ret", "repz ret", "rep ret", "retf", "retfq", "iretq"), _return),
     **dict.fromkeys(("ud2", "hlt", "ud1", "ud0"), _stop),
 }
 

@@ -79,7 +79,8 @@ class Machine:
         self.shared = True  # a place refers to `state`: the next change needs a copy
         self.targets: list[int] = []  # where the last instruction may go besides the next one
         self.called = False  # the last instruction was a call
-        self.odd_calls = 0  # calls with a stack that no caller would leave so
+        self.somewhere = False  # the last instruction was a jump to what a table or register says
+        self.odd = 0  # calls, returns and jumps with a stack that no function would leave so
         self.aligned = ALIGNED
 
     def copy(self) -> State:
@@ -132,7 +133,7 @@ class Machine:
 class Table:
     """The states of one function's instructions, and the rows they come to."""
 
-    __slots__ = ("_model", "_starts", "_states", "end", "leaves", "odd_calls", "start")
+    __slots__ = ("_model", "_starts", "_states", "end", "leaves", "odd", "orphans", "start")
 
     def __init__(
         self,
@@ -141,12 +142,14 @@ class Table:
         end: int,
         instructions: Sequence[Instruction],
         states: Sequence[State | None],
-        odd_calls: int,
+        odd: int,
+        orphans: bool,
         leaves: list[tuple[int, State]],
     ):
         self._model = model
         self.start, self.end = start, end
-        self.odd_calls = odd_calls
+        self.odd = odd  # what no function of its own would do to the stack
+        self.orphans = orphans  # some code is reached by nothing that is known
         self.leaves = leaves  # jumps out of the function: where to, and the state there
         self._starts: list[int] = []
         self._states: list[State | None] = []
@@ -202,8 +205,9 @@ class _Run:
         self.states: list[State | None] = [None] * len(instructions)
         self.pending: dict[int, State] = {}
         self.order: list[int] = []  # a heap of pending numbers
+        self.indirect: list[State] = []  # at jumps to nobody knows where
         self.leaves: list[tuple[int, State]] = []
-        self.odd_calls = 0
+        self.odd = 0
 
     def table(self, entries: Mapping[int, State], callable: bool) -> Table:
         model, code = self.model, self.code
@@ -213,9 +217,10 @@ class _Run:
         if callable:
             self.wait(0, State(dict(model.entry), dict(model.entry_slots)))
         self.follow()
-        self.follow_orphans()
+        odd = self.odd  # of what is reached: beyond, states are guesses
+        orphans = self.follow_orphans()
         start, end = code[0][0], code[-1][0] + code[-1][1]
-        return Table(model, start, end, code, self.states, self.odd_calls, self.leaves)
+        return Table(model, start, end, code, self.states, odd, orphans, self.leaves)
 
     def wait(self, number: int, state: State) -> None:
         """The instruction can be reached with this state."""
@@ -257,35 +262,42 @@ class _Run:
                     else:
                         self.wait(where, machine.state)
                 machine.targets.clear()
+            if machine.somewhere:
+                self.indirect.append(machine.state)
+                machine.somewhere, machine.shared = False, True
             if stops:
                 break
-        self.odd_calls += machine.odd_calls
+        self.odd += machine.odd
 
-    def follow_orphans(self) -> None:
-        """Give the code that nothing leads to the state that most of the rest has."""
+    def follow_orphans(self) -> bool:
+        """Give the code that nothing leads to the state of `body`; whether there was any."""
         body = None
         for number in range(len(self.code)):
             if self.states[number] is None and self.code[number][2] not in self.model.padding:
                 body = body or self.body()
                 if body is None:
-                    return
+                    return True
                 self.wait(number, body)
                 self.follow()
         # Padding never runs. Compilers leave it the state of what it comes after.
         last = None
         for number, state in enumerate(self.states):
             last = self.states[number] = state or last
+        return body is not None
 
     def body(self) -> State | None:
-        """The state that most instructions have, as far as the row is concerned."""
+        """The state of code that nothing leads to.
+
+        The targets of a jump table have that of the jump, unless it jumps out of the function, as
+        a tail call. Landing pads have the one that most instructions have.
+        """
+        entry = self.model.entry.get(self.model.sp)
+        inside = [s for s in self.indirect if s.registers.get(self.model.sp) != entry]
+        states = inside or [state for state in self.states if state is not None]
         counts: dict[int, int] = {}
-        kept: dict[int, State] = {}
-        for state in self.states:
-            if state is not None:
-                counts[id(state)] = counts.get(id(state), 0) + 1
-                kept[id(state)] = state
-        best = max(counts, key=counts.__getitem__, default=None)
-        return kept[best] if best is not None else None
+        for state in states:
+            counts[id(state)] = counts.get(id(state), 0) + 1
+        return max(states, key=lambda state: counts[id(state)], default=None)
 
 
 def _row(state: State, model: CodeModel, function: int) -> Row | None:

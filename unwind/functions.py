@@ -33,8 +33,9 @@ class Functions:
         self.model = model
         self.starts = sorted(set(starts))
         self.disassemble = disassemble
-        self._tables: dict[int, Table | None] = {}
-        self._whole: dict[int, Table | None] = {}
+        self._entered: dict[int, Table | None] = {}
+        self._parts: dict[int, Table] = {}
+        self._tables: dict[int, Table] = {}
         self._jumps: tuple[list[int], list[int]] | None = None
 
     def bounds(self, vaddr: int) -> tuple[int, int] | None:
@@ -48,29 +49,36 @@ class Functions:
         return start, min(end, start + size)
 
     def table(self, vaddr: int) -> Table | None:
-        """The table of the function around `vaddr`.
+        """The table of the function around `vaddr`, None where there is no code.
 
-        A part of a function that was moved away (gcc's .cold) is entered with the state of the
+        A part of a function that was moved away (gcc's .cold) is entered with the states of the
         jumps that lead into it.
         """
-        found = self._alone(vaddr)
-        if found is None or not self._is_part(found):
-            return found
-        if found.start not in self._whole:
-            self._whole[found.start] = found  # what asks for it meanwhile is content with that
-            self._whole[found.start] = self._joined(found)
-        return self._whole[found.start]
+        alone = self._alone(vaddr)
+        if alone is None:
+            return None
+        if alone.start not in self._tables:
+            if self._is_part(alone):
+                self._tables[alone.start] = self._part(alone)
+            elif alone.orphans:
+                self._tables[alone.start] = self._whole(alone)
+            else:
+                self._tables[alone.start] = alone
+        return self._tables[alone.start]
 
     def _alone(self, vaddr: int) -> Table | None:
         """The table as of a function that is entered at its start only."""
         bounds = self.bounds(vaddr)
         if bounds is None:
             return None
-        start, end = bounds
-        if start not in self._tables:
-            code = self.disassemble(bytes(self.image.at(start, end - start)), start)
-            self._tables[start] = emulate(self.model, code) if code else None
-        return self._tables[start]
+        start = bounds[0]
+        if start not in self._entered:
+            code = self._code(*bounds)
+            self._entered[start] = emulate(self.model, code) if code else None
+        return self._entered[start]
+
+    def _code(self, start: int, end: int) -> Sequence[Instruction]:
+        return self.disassemble(bytes(self.image.at(start, end - start)), start)
 
     def _is_start(self, vaddr: int) -> bool:
         at = bisect_left(self.starts, vaddr)
@@ -78,22 +86,61 @@ class Functions:
 
     def _is_part(self, table: Table) -> bool:
         """Whether what the code does shows that it is no function of its own."""
-        return table.odd_calls > 0 or any(not self._is_start(target) for target, _ in table.leaves)
+        return table.odd > 0 or self._home(table) is not None
 
-    def _joined(self, table: Table) -> Table | None:
+    def _home(self, table: Table) -> State | None:
+        """The state that a part returns to, where it jumps back as it was entered.
+
+        Jumping into the middle of a function, without having moved the stack pointer, is sound
+        only for what has that function's stack pointer there.
+        """
+        sp = self.model.sp
+        entry = self.model.entry[sp]
+        for target, state in table.leaves:
+            if state.registers.get(sp) == entry and not self._is_start(target):
+                other = self._alone(target)
+                there = other.state(target) if other is not None and not other.odd else None
+                if there is not None and there.registers.get(sp) not in (None, entry):
+                    return there
+        return None
+
+    def _part(self, alone: Table) -> Table:
+        """The table of a part, entered by jumps from functions or from other parts."""
+        known = self._parts.get(alone.start)
+        if known is not None:
+            return known
+        self._parts[alone.start] = alone  # what asks for it meanwhile is content with that
+        entries = self._entries(alone, lambda table: table)
+        home = self._home(alone)
+        if entries or home is not None:
+            code = self._code(alone.start, alone.end)
+            if home is not None:
+                entries.setdefault(alone.start, home)
+            found = emulate(self.model, code, entries, callable=False)
+            self._parts[alone.start] = found
+        return self._parts[alone.start]
+
+    def _whole(self, alone: Table) -> Table:
+        """The table of a function some of whose code is reached only from its parts."""
+        entries = self._entries(alone, lambda table: None)
+        if not entries:
+            return alone
+        return emulate(self.model, self._code(alone.start, alone.end), entries)
+
+    def _entries(
+        self, alone: Table, of_functions: Callable[[Table], Table | None]
+    ) -> dict[int, State]:
+        """The states at the places where other code jumps into this one."""
         entries: dict[int, State] = {}
-        for source, target in self._jumps_into(table.start, table.end):
-            caller = self.table(source)
+        for source, target in self._jumps_into(alone.start, alone.end):
+            caller = self._alone(source)
             if caller is None:
                 continue
-            for leads_to, state in caller.leaves:
+            caller = self._part(caller) if self._is_part(caller) else of_functions(caller)
+            for leads_to, state in caller.leaves if caller is not None else ():
                 if leads_to == target:
                     entries.setdefault(target, state)
-        if not entries:
-            return table
-        bounds = table.start, table.end
-        code = self.disassemble(bytes(self.image.at(bounds[0], bounds[1] - bounds[0])), bounds[0])
-        return emulate(self.model, code, entries, not table.odd_calls)
+        return entries
 
     def _jumps_into(self, start: int, end: int) -> list[tuple[int, int]]:
         if self._jumps is None:
