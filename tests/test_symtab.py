@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import lzma
 import os
 import random
+import tracemalloc
 from pathlib import Path
 
 import pytest
@@ -408,6 +410,19 @@ def test_damaged_debugdata_leave_dynsym_and_say_so() -> None:
     assert getattr(table.find(0x1008), "name", None) == "exported"
     assert len(table.problems) == 1
     assert ".gnu_debugdata" in table.problems[0]
+
+
+def test_debugdata_that_unpack_to_a_thousandfold_are_cut() -> None:
+    inner = make_elf((), [Sect(".symtab", SHT.SYMTAB, bytes(1 << 24))])
+    packed = lzma.compress(inner)
+    assert len(packed) < 1 << 14
+    tracemalloc.start()
+    try:
+        table = symbols_of(Elf(make_elf((), [Sect(".gnu_debugdata", data=packed)])), lambda: None)
+        assert table.find(0x1008) is None
+        assert tracemalloc.get_traced_memory()[1] < 1 << 24  # the dictionary takes half of it
+    finally:
+        tracemalloc.stop()
 
 
 def test_the_debug_file_is_looked_for_only_when_symtab_was_stripped() -> None:

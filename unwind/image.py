@@ -126,6 +126,9 @@ class Image:
         return found
 
 
+# Of one kind: linkers leave one. Thousands may lie over one another, and each would be searched.
+_MOST_SECTIONS = 16
+
 _PLACES = ("eh_frame", "debug_frame", "debug file")
 
 
@@ -174,8 +177,12 @@ class UnreadableSection(FrameSection):
 def _sections(elf: Elf, kind: Kind) -> Iterator[FrameSection]:
     """The sections of `kind` by their headers; those of a debug file without contents are none."""
     names = (".eh_frame",) if kind == "eh_frame" else (".debug_frame", ".zdebug_frame")
+    count = 0
     for section in elf.sections:
         if section.name in names and section.type != SHT.NOBITS and section.size:
+            count += 1
+            if count > _MOST_SECTIONS:
+                return
             try:
                 data = _contents(elf, section)
             except UnwindError as error:

@@ -553,6 +553,9 @@ def _unxz(packed: memoryview) -> bytes:
 
     try:
         unpacker = lzma.LZMADecompressor(lzma.FORMAT_XZ, memlimit=_MOST_UNPACKED)
-        return unpacker.decompress(packed, _MOST_UNPACKED)
+        # Symbol tables shrink to a fifth; what shrinks to a hundredth is not read to its end.
+        return unpacker.decompress(packed, min(_MOST_UNPACKED, (1 << 16) + 100 * len(packed)))
     except lzma.LZMAError as error:
         raise FormatError(f"damaged xz data: {error}", ".gnu_debugdata") from None
+    except MemoryError:
+        raise FormatError("no memory for what is decompressed", ".gnu_debugdata") from None
