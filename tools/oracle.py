@@ -197,7 +197,8 @@ def _tables(elf: Elf, complaints: list[UnwindError]) -> Tables:
         arch = architecture(elf)
     except UnsupportedArchitecture:
         return Tables(NAMES.get(elf.header.machine, {}), VENDOR_OPCODES, complaints.append)
-    return Tables(arch.names, arch.vendor_opcodes, complaints.append)
+    names = arch.cfi_names if arch.cfi_names is not None else arch.names
+    return Tables(names, arch.vendor_opcodes, complaints.append)
 
 
 def _theirs(path: str, layout: str) -> Entries:

@@ -17,6 +17,9 @@ if TYPE_CHECKING:
     from unwind.protocols import ByteOrder
 
 
+_WORD = 0xFFFF_FFFF_FFFF_FFFF
+
+
 class Layout(Value):
     """Where a foreign record (`linux.prstatus`, `ptrace`, ...) keeps the registers.
 
@@ -72,23 +75,48 @@ class Architecture(Value):
     call_size: int  # what a lookup steps back from a return address
     defaults: Mapping[int, Rule]  # for registers that a row does not mention; others: same value
     entry_row: Row  # at a function's first instruction
-    frame_pointer_row: Row  # in the body of a function that keeps a frame pointer
-    code_mask: int  # the bits of a code address (PAC stripped)
-    data_mask: int  # the bits of a data address (tags stripped)
+    frame_pointer_row: Row | None  # in the body of a function that keeps a frame pointer
+    code_mask: int  # the bits of a code address (arm64: not those of PAC; MIPS: not the ISA bit)
+    data_mask: int  # the bits of a data address (not those of its tag)
     trampolines: tuple[Trampoline, ...]
     layouts: Mapping[str, Layout]
     vendor_opcodes: Mapping[int, str] = {}  # DW_CFA 0x1c-0x3f that differ by architecture
+    cfi_names: Mapping[int, str] | None = None  # as readelf names registers, if not by `names`
+    compressed_call_size: int = 0  # `call_size` where bit 0 of a return address marks its code
     call_window: int = 0  # how many bytes before a return address `follows_call` wants
     follows_call: Callable[[bytes], bool] = _no_call  # do these bytes end in a call?
     red_zone: int = 0  # bytes below sp that belong to the frame
     stack_alignment: int = 1  # of the CFA
+    code_alignment: int = 1  # of the instructions, where none can run at another pc
+    upper_half: int = 0  # the bit that tells addresses whose unused bits are ones, not zeroes
+    pac_mask_note: int = 0  # the type of a core's note on authentication codes (owner LINUX)
     fixed_regions: tuple[tuple[int, int, str], ...] = ()  # (start, end, name): vsyscall
     rld_map_tags: tuple[int, ...] = ()  # dynamic tags that lead to r_debug, besides DT_DEBUG
     flags_mask: int = 0  # (e_flags & flags_mask) == flags_value, else another ABI
     flags_value: int = 0
     signals: Mapping[int, str] = LINUX
+    swapped_siginfo: bool = False  # si_code lies before si_errno
     code_model: Callable[[], CodeModel] | None = None  # what instructions do, loaded when needed
+    # The pc to look up in the innermost frame.
     innermost: Callable[[Architecture, Mapping[int, int]], int] = _pc_register
+
+    def call_before(self, return_address: int) -> int:
+        """An address within the call that returns to a return address as it lies in memory."""
+        if self.compressed_call_size and return_address & 1:
+            return self.code_address(return_address) - self.compressed_call_size
+        return self.code_address(return_address) - self.call_size
+
+    def code_address(self, pointer: int) -> int:
+        """Where a return address leads: without the bits that are none of the address."""
+        if pointer & self.upper_half:
+            return pointer | ~self.code_mask & _WORD
+        return pointer & self.code_mask
+
+    def data_address(self, pointer: int) -> int:
+        """What a pointer to data points to: without its tag."""
+        if pointer & self.upper_half:
+            return pointer | ~self.data_mask & _WORD
+        return pointer & self.data_mask
 
     def register_name(self, number: int) -> str:
         """The name of a DWARF register, `r<number>` where the ABI gives none."""

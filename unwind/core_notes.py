@@ -162,7 +162,8 @@ def _signal(
     first = int.from_bytes(siginfo[:4], order, signed=True)
     if threads and first != number:
         return (number, None, None) if number else None
-    code = int.from_bytes(siginfo[8:12], order, signed=True)
+    at = 4 if arch.swapped_siginfo else 8
+    code = int.from_bytes(siginfo[at : at + 4], order, signed=True)
     address = None
     # Linux v6.13 kernel/signal.c siginfo_layout(): only codes between SI_USER and SI_KERNEL
     # come with the fields of their signal.

@@ -39,8 +39,9 @@ def architecture(elf: Elf) -> Architecture:
 def architectures() -> Iterator[Architecture]:
     """Every known architecture: ours first, then those that other packages add."""
     for module in _modules("arch"):
-        yield import_module(module).ARCH
-    yield from _entry_points("unwind.arch")
+        yield from _all(import_module(module).ARCH)
+    for found in _entry_points("unwind.arch"):
+        yield from _all(found)
 
 
 def transport(kind: str) -> Transport:
@@ -63,6 +64,11 @@ def _modules(package: str) -> list[str]:
     head = import_module(f"unwind.{package}")
     names = {name.partition(".")[0] for path in head.__path__ for name in os.listdir(path)}
     return [f"unwind.{package}.{name}" for name in sorted(names) if name[:1] not in "_."]
+
+
+def _all(arch: Architecture | tuple[Architecture, ...]) -> tuple[Architecture, ...]:
+    """The architectures of one module: both byte orders of one ABI may come from one table."""
+    return arch if isinstance(arch, tuple) else (arch,)
 
 
 def _entry_points(group: str) -> Iterator[Any]:

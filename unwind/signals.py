@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-__all__ = ["CODES", "LINUX"]
+__all__ = ["CODES", "LINUX", "MIPS"]
 
 _NAMES = (
     "HUP INT QUIT ILL TRAP ABRT BUS FPE KILL USR1 SEGV USR2 PIPE ALRM TERM STKFLT CHLD CONT STOP "
@@ -11,6 +11,14 @@ _NAMES = (
 
 # signal(7), the column of x86 and arm.
 LINUX = {number: f"SIG{name}" for number, name in enumerate(_NAMES.split(), 1)}
+
+_MIPS = (
+    "HUP INT QUIT ILL TRAP ABRT EMT FPE KILL BUS SEGV SYS PIPE ALRM TERM USR1 USR2 CHLD PWR WINCH "
+    "URG IO STOP TSTP CONT TTIN TTOU VTALRM PROF XCPU XFSZ"
+)
+
+# Linux v6.13 arch/mips/include/uapi/asm/signal.h
+MIPS = {number: f"SIG{name}" for number, name in enumerate(_MIPS.split(), 1)}
 
 # Linux v6.13 include/uapi/asm-generic/siginfo.h, by (signal, si_code).
 CODES = {

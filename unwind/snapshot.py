@@ -59,6 +59,11 @@ class Place(Value):
     memory: Memory
     called: bool
 
+    @property
+    def lookup_pc(self) -> int:
+        """`vaddr` as an address of the process."""
+        return self.module.to_pc(self.vaddr) if self.module is not None else self.vaddr
+
 
 class Source:
     """What a transport opens: facts about the source, and an iterator of its Snapshots.

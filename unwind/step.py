@@ -39,6 +39,7 @@ class Caller(Value):
     cfa: int
     pc: int | None
     registers: Registers
+    return_address: int = 0  # as it was found, with the bits that are none of the pc
 
 
 def apply(
@@ -46,10 +47,13 @@ def apply(
 ) -> Caller:
     """The caller's state as `row` finds it from `registers` and `memory`.
 
-    `bias` is added to DW_OP_addr operands, which a file states as vaddrs. The pc goes through
-    `arch.code_mask`. Raises MemoryFault and UnknownRegister where the CFA or the return address
-    needs what is not there, FormatError for a rule that makes no sense. Any other register that
-    cannot be had is absent in the result.
+    `bias` is added to DW_OP_addr operands, which a file states as vaddrs. Whether the return
+    address was signed (`row.ra_signed`) makes no difference: no code address has bits where the
+    signature is, so they are stripped from every one.
+
+    Raises MemoryFault and UnknownRegister where the CFA or the return address needs what is not
+    there, FormatError for a rule that makes no sense. Any other register that cannot be had is
+    absent in the result.
     """
     activation = Activation(registers, memory, arch, bias)
     cfa = activation.cfa(row)
@@ -70,9 +74,10 @@ def apply(
     if found is None:
         caller.pop(arch.pc, None)
         return Caller(cfa, None, caller)
-    caller[column] = found
-    pc = caller[arch.pc] = found & arch.code_mask
-    return Caller(cfa, pc, caller)
+    pc = caller[arch.pc] = arch.code_address(found)
+    # On arm64 the return instruction authenticated it; on MIPS bit 0 of it tells the code there.
+    caller[column] = pc if arch.upper_half else found
+    return Caller(cfa, pc, caller, found)
 
 
 class Activation:
@@ -95,9 +100,9 @@ class Activation:
         """The canonical frame address."""
         match row.cfa:
             case CfaRegister(number=number, offset=offset):
-                return self._wrap(self.registers[number] + offset)
+                return self.arch.data_address(self._wrap(self.registers[number] + offset))
             case CfaExpression(code=code):
-                return self._evaluate(code)
+                return self.arch.data_address(self._evaluate(code))
             case None:
                 raise FormatError("no rule for the CFA", row.origin.section, row.origin.fde)
 
@@ -136,17 +141,30 @@ class Activation:
         return value & ((1 << 8 * self.arch.word) - 1)
 
     def _load(self, address: int) -> int:
-        word = self.memory.read(address & self.arch.data_mask, self.arch.word)
+        word = self.memory.read(self.arch.data_address(address), self.arch.word)
         return int.from_bytes(word, self.arch.byteorder)
 
     def _evaluate(self, code: bytes, *initial: int) -> int:
-        arch = self.arch
+        arch, memory = self.arch, self.memory
         return evaluate(
             code,
             self.registers,
-            self.memory,
+            memory if not arch.upper_half else _Untagged(memory, arch),
             word=arch.word,
             byteorder=arch.byteorder,
             initial=initial,
             bias=self.bias,
         )
+
+
+class _Untagged:
+    """A memory that is read by pointers with tags."""
+
+    __slots__ = ("arch", "memory")
+
+    def __init__(self, memory: Memory, arch: Architecture):
+        self.memory = memory
+        self.arch = arch
+
+    def read(self, address: int, size: int) -> bytes:
+        return self.memory.read(self.arch.data_address(address), size)

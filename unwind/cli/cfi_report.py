@@ -161,4 +161,4 @@ def _machine(elf: Elf) -> tuple[Mapping[int, str], Mapping[int, str]]:
         # 0x2d is SPARC's everywhere but on this machine, whose tables are of use without names.
         own = {DW_CFA.GNU_window_save: "AARCH64_negate_ra_state"}
         return {}, own if elf.header.machine == EM.AARCH64 else VENDOR_OPCODES
-    return arch.names, arch.vendor_opcodes
+    return arch.cfi_names if arch.cfi_names is not None else arch.names, arch.vendor_opcodes

@@ -19,8 +19,9 @@ class EntrySource:
     """The row that holds right after a call: the caller is where the call left it.
 
     It answers for an innermost (or interrupted) pc where no code can run, as after a call
-    through a null pointer: nothing has touched the stack since the call. A fixed region such as
-    vsyscall counts too: its few instructions do not touch the stack either.
+    through a null pointer: nothing has touched the stack since the call. So does a pc that is not
+    aligned as instructions are. A fixed region such as vsyscall counts too: its few instructions
+    do not touch the stack either.
 
     It also knows the end of a stack that was made by hand: a return address that is a function's
     first byte, behind no call (makecontext's `__start_context`), has no caller.
@@ -43,16 +44,17 @@ class EntrySource:
                 return self.row_of_planted
             return NoRow("only the innermost or an interrupted frame can be at a call's target")
         fixed = any(start <= place.pc < end for start, end, _ in self.arch.fixed_regions)
-        if place.space.executable(place.pc) and not fixed:
+        aligned = place.pc % self.arch.code_alignment == 0
+        if aligned and place.space.executable(place.pc) and not fixed:
             return NoRow("pc lies in executable memory")
         return self.arch.entry_row
 
     def _is_planted(self, place: Place) -> bool:
         """Whether the pc is where an FDE starts, and what lies before it is no call."""
-        image, window = place.image, self.arch.call_window
-        if image is None:
+        image, module, window = place.image, place.module, self.arch.call_window
+        if image is None or module is None:
             return False
-        vaddr = place.vaddr + self.arch.call_size
+        vaddr = module.to_vaddr(place.pc)
         try:
             if self.arch.follows_call(place.memory.read(place.pc - window, window)):
                 return False

@@ -24,13 +24,15 @@ class FramePointerSource:
     shared = False
 
     def __init__(self, arch: Architecture):
-        self.row_of_body = arch.frame_pointer_row
+        self.row_of_body = row = arch.frame_pointer_row
         self.fp, self.sp, self.word = arch.fp, arch.sp, arch.word
-        column = arch.frame_pointer_row.return_address
-        self.row_of_outermost: Row = arch.frame_pointer_row.replace(rules={column: Undefined()})
+        if row is not None:
+            self.row_of_outermost: Row = row.replace(rules={row.return_address: Undefined()})
 
     def row(self, place: Place) -> Row | NoRow:
         """The row, or why the frame pointer can be none."""
+        if self.row_of_body is None:
+            return NoRow("the ABI has no frame pointer by which a caller could be found")
         if place.image is None and not place.space.executable(place.pc):
             return NoRow("pc lies in no executable memory")
         fp = place.registers.get(self.fp)
