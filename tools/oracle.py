@@ -22,6 +22,7 @@ import time
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 
+from unwind.arch import x86_64
 from unwind.dwarf.constants import VENDOR_OPCODES
 from unwind.elf import EM, Elf
 from unwind.errors import UnsupportedArchitecture, UnwindError
@@ -31,10 +32,11 @@ from unwind.writers.cfi_tables import Tables
 
 PLACES = ("/usr/bin", "/usr/lib")
 
-# How readelf names registers of machines that no file in arch/ describes yet.
+# How readelf names the registers of ABIs that no file in arch/ describes.
 _ARM64 = {n: f"x{n}" for n in range(31)} | {31: "sp"} | {64 + n: f"v{n}" for n in range(32)}
 _I386 = dict(enumerate("eax ecx edx ebx esp ebp esi edi eip eflags".split()))
-NAMES = {EM.AARCH64: _ARM64, EM.I386: _I386}
+_X32 = x86_64.ARCH.names
+NAMES = {EM.AARCH64: _ARM64, EM.I386: _I386, EM.X86_64: _X32}
 
 # Where readelf is wrong: by file name, section and entry, with the argument.
 EXCEPTIONS: dict[tuple[str, str, int], str] = {}

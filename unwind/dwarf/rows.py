@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from unwind.rules import CfaRule, Rule
 
     AnyRule = TypeVar("AnyRule")
+    _All = tuple[CfaRule | None, int | None, int, dict[int, Rule], bool]
 
 # A state is remembered by reference, so depth costs little; the limit is for what means harm.
 _DEEPEST = 65_536
@@ -129,8 +130,10 @@ class _State:
         "cie",
         "entry",
         "initial",
+        "offset",
         "origin",
         "ra_signed",
+        "register",
         "remembered",
         "rules",
         "shared",
@@ -142,12 +145,24 @@ class _State:
         self.cie = cie
         self.vendor = vendor
         self.cfa: CfaRule | None = None
+        self.register: int | None = None  # of the CFA's last rule that is no expression
+        self.offset = 0
         self.rules: dict[int, Rule] = {}
         self.initial: Mapping[int, Rule] = {}
         self.ra_signed = False
         self.shared = False
-        self.remembered: list[tuple[CfaRule | None, dict[int, Rule], bool]] = []
+        self.remembered: list[_All] = []
         self.origin = Origin(cie.section, entry.offset, cie.offset)
+
+    def all(self) -> _All:
+        """What is in effect now, for `take`."""
+        self.shared = True
+        return self.cfa, self.register, self.offset, self.rules, self.ra_signed
+
+    def take(self, saved: _All) -> None:
+        """Make what `all` gave the state in effect."""
+        self.cfa, self.register, self.offset, self.rules, self.ra_signed = saved
+        self.shared = True
 
     def row(self, start: int, end: int) -> Row:
         """What is in effect now, as a row."""
@@ -169,17 +184,15 @@ class _State:
         match instruction.opcode:
             # CFA definition: DWARF 5 §6.4.2.2.
             case DW_CFA.def_cfa:
-                self.cfa = _rule(CfaRegister, register, number)
+                self._define(register, number)
             case DW_CFA.def_cfa_sf:
-                self.cfa = _rule(CfaRegister, register, factored)
+                self._define(register, factored)
             case DW_CFA.def_cfa_register:
-                # gas begins the CIEs of MIPS with it: no rule before it is an offset of 0.
-                offset = self._base(instruction).offset if self.cfa is not None else 0
-                self.cfa = _rule(CfaRegister, register, offset)
+                self._define(register, self.offset)
             case DW_CFA.def_cfa_offset:
-                self.cfa = _rule(CfaRegister, self._base(instruction).number, number)
+                self._move(number)
             case DW_CFA.def_cfa_offset_sf:
-                self.cfa = _rule(CfaRegister, self._base(instruction).number, factored)
+                self._move(factored)
             case DW_CFA.def_cfa_expression:
                 self.cfa = _rule(CfaExpression, instruction.block)
             # Register rules: DWARF 5 §6.4.2.3.
@@ -226,11 +239,24 @@ class _State:
             case _:
                 raise self.error(f"{cfa_name(opcode)} is not known on this machine")
 
-    def _base(self, instruction: Instruction) -> CfaRegister:
-        """The CFA rule that an instruction changes in part: DWARF 5 §6.4.2.2."""
-        if not isinstance(self.cfa, CfaRegister):
-            raise self.error(f"{cfa_name(instruction.opcode)} where the CFA is no register's")
-        return self.cfa
+    def _define(self, register: int, offset: int) -> None:
+        """CFA = register + offset.
+
+        DW_CFA_def_cfa_register alone is lawful after another such rule only, but it is also what
+        gas begins the CIEs of MIPS with, where the offset is 0, and libgcrypt's hand-written code
+        has it after an expression, with the offset from before that. libgcc obliges both.
+        """
+        self.register, self.offset = register, offset
+        self.cfa = _rule(CfaRegister, register, offset)
+
+    def _move(self, offset: int) -> None:
+        """Another offset; an expression stays in effect, as in libgcc's execute_cfa_program."""
+        self.offset = offset
+        if isinstance(self.cfa, CfaExpression):
+            return
+        if self.register is None:
+            raise self.error("an offset of the CFA, and no register that it is counted from")
+        self.cfa = _rule(CfaRegister, self.register, offset)
 
     def _set(self, register: int, rule: Rule | None) -> None:
         """The rule of a register from here on; None: no rule."""
@@ -247,24 +273,21 @@ class _State:
     def _remember(self) -> None:
         if len(self.remembered) == _DEEPEST:
             raise self.error(f"more than {_DEEPEST} states to remember")
-        self.shared = True
-        self.remembered.append((self.cfa, self.rules, self.ra_signed))
+        self.remembered.append(self.all())
 
     def _restore(self) -> None:
         """Bring back all of the last state: the CFA too, as gcc, gdb and libgcc have it."""
         if not self.remembered:
             raise self.error("DW_CFA_restore_state without DW_CFA_remember_state")
-        self.shared = True
-        self.cfa, self.rules, self.ra_signed = self.remembered.pop()
+        self.take(self.remembered.pop())
 
 
 def _at_entry(fde: Fde, vendor: Mapping[int, str]) -> _State:
     """The state that the program of `fde` goes on from."""
     made = _after(fde.cie, vendor)
     state = _State(fde, fde.cie, vendor)
-    state.cfa, state.rules, state.ra_signed = made.cfa, made.rules, made.ra_signed
+    state.take(made.all())
     state.initial = made.rules
-    state.shared = True
     return state
 
 
@@ -279,7 +302,6 @@ def _after(cie: Cie, vendor: Mapping[int, str]) -> _State:
     ):
         if instruction.opcode not in _ADVANCES:  # a CIE is nowhere
             state.execute(instruction)
-    state.shared = True
     object.__setattr__(cie, "memo", state)  # made twice at worst, published at once
     return state
 
