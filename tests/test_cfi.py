@@ -27,6 +27,7 @@ from unwind.testing.assembler import (
     advance_loc,
     def_cfa,
     def_cfa_offset,
+    nop,
     offset,
 )
 
@@ -325,6 +326,19 @@ def test_an_error_names_section_and_offset() -> None:
     assert str(caught.value) == (
         "libx.so .eh_frame at offset 0x0: the pointer to its CIE leads out of the section"
     )
+
+
+def test_a_cie_that_is_long_beyond_reason_is_refused() -> None:
+    section = Section(FDE(0x5000, 16, cie=CIE(program=[nop()] * 20_000)))
+    with pytest.raises(FormatError, match="a CIE of 20"):
+        section.frames().cie_at(0)
+
+
+def test_more_cies_than_are_kept_are_read_all_the_same() -> None:
+    section = Section(*(FDE(0x5000 + 16 * n, 16) for n in range(5000)))
+    frames = section.frames()
+    assert sum(isinstance(entry, Fde) for entry in frames.entries()) == 5000
+    assert frames.find(0x5000) is not None
 
 
 # Lookup.

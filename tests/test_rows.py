@@ -263,8 +263,8 @@ def test_remember_state_nests() -> None:
 
 
 def test_remember_state_nests_to_a_limit() -> None:
-    with pytest.raises(FormatError, match="more than 65536 states"):
-        rows_of(*[remember_state()] * 65537)
+    with pytest.raises(FormatError, match="more than 4096 states"):
+        rows_of(*[remember_state()] * 4097)
 
 
 def test_restore_state_without_a_state_is_refused() -> None:
@@ -401,6 +401,12 @@ def test_equal_rules_are_one_object() -> None:
     assert one.rules[RBX] is two.rules[R12]
     assert one.cfa is two.cfa
     assert one.rules[R12] is only(expression(RBP, CODE)).rules[RBP]
+
+
+def test_rules_that_are_too_long_to_be_common_are_not_kept() -> None:
+    program = [expression(RBX, CODE * 100)]
+    assert only(*program).rules[RBX] == only(*program).rules[RBX]
+    assert only(*program).rules[RBX] is not only(*program).rules[RBX]
 
 
 def test_offset_and_val_offset_of_one_number_are_two_rules() -> None:

@@ -22,6 +22,11 @@ if TYPE_CHECKING:
 
     Kind = Literal["eh_frame", "debug_frame"]
 
+# CIEs are kept, with their bytes, and those of a hostile section may all reach to its end. Real
+# ones take some 30 bytes; a debug file may have one for each of a hundred thousand object files.
+_LONGEST_CIE = 1 << 14
+_MOST_CIES = 1 << 12
+
 
 class Cie(Value):
     """What its FDEs have in common: DWARF 5 §6.4.1, LSB Core 5.0 §10.6.1.1.
@@ -296,16 +301,21 @@ class FrameSection:
             if reason is not None:
                 raise self._error(reason, offset)
             try:
-                shape = self._shapes[offset] = _Shape(self, self._read_cie(offset))
+                shape = _Shape(self, self._read_cie(offset))
             except FormatError as error:
                 self._refused[offset] = error.reason
                 raise
+            if len(self._shapes) >= _MOST_CIES:
+                self._shapes.clear()
+            self._shapes[offset] = shape
         return shape
 
     def _read_cie(self, offset: int) -> Cie:
         _, field, end, cie_offset = self._entry(offset)
         if cie_offset is not None:
             raise self._error("no CIE where one should be", offset)
+        if end - offset > _LONGEST_CIE:
+            raise self._error(f"a CIE of {end - offset} bytes", offset)
         reader = Reader(self.data[field:end], self.encoding, field)
         version = reader.u8()
         if version not in (1, 3, 4):

@@ -32,12 +32,13 @@ if TYPE_CHECKING:
     AnyRule = TypeVar("AnyRule")
     _All = tuple[CfaRule | None, int | None, int, dict[int, Rule], bool]
 
-# A state is remembered by reference, so depth costs little; the limit is for what means harm.
-_DEEPEST = 65_536
+# Each state that is remembered may hold a table of its own.
+_DEEPEST = 4096
 
 # Rules are made once: an unwinder's tables hold a few hundred different ones, many times over.
-# The limit bounds what hostile files can leave behind.
+# The limits bound what hostile files can leave behind.
 _MOST_RULES = 65_536
+_LONGEST_RULE = 64  # bytes of its expression
 
 # A row of many columns costs what they cost, and a hostile FDE can have a row for each byte.
 _MOST_COLUMNS = 512
@@ -312,7 +313,8 @@ def _rule(make: type[AnyRule], *facts: int | bytes) -> AnyRule:
     rule = _RULES.get(key)
     if rule is None:
         rule = make(*facts)
-        if len(_RULES) < _MOST_RULES:
+        small = not facts or isinstance(facts[0], int) or len(facts[0]) <= _LONGEST_RULE
+        if small and len(_RULES) < _MOST_RULES:
             _RULES[key] = rule
     return rule  # type: ignore[return-value]
 
