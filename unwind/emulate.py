@@ -11,10 +11,29 @@ from __future__ import annotations
 from bisect import bisect_right
 from heapq import heappop, heappush
 
-from unwind.rules import CfaExpression, CfaRegister, Expression, Offset, Origin, Row, Undefined
+from unwind.rules import (
+    CfaExpression,
+    CfaRegister,
+    Expression,
+    InRegister,
+    Offset,
+    Origin,
+    Row,
+    Undefined,
+)
 from unwind.values import Value
 
-__all__ = ["CFA", "CONSTANT", "RETURN_ADDRESS", "CodeModel", "Machine", "State", "Table", "emulate"]
+__all__ = [
+    "CFA",
+    "CONSTANT",
+    "NO_CALLER",
+    "RETURN_ADDRESS",
+    "CodeModel",
+    "Machine",
+    "State",
+    "Table",
+    "emulate",
+]
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -31,6 +50,7 @@ if TYPE_CHECKING:
 CFA = -1
 RETURN_ADDRESS = -2
 CONSTANT = -3
+NO_CALLER = -4  # the base of a slot: what is said to lie there is given up for good
 ALIGNED = -16
 
 _BREG0, _DEREF, _PLUS_UCONST, _CONSTS, _PLUS = 0x70, 0x06, 0x23, 0x11, 0x22
@@ -68,6 +88,12 @@ class CodeModel(Value):
     padding: frozenset[str]  # mnemonics of what fills the gaps between functions
     # The direct jumps that some code at a vaddr may hold, as (target, source); some may be none.
     jumps: Callable[[memoryview, int], Iterator[tuple[int, int]]]
+    # Where functions seem to start in such code, and where its calls and constants lead.
+    starts: Callable[[memoryview, int], Iterator[int]] = lambda code, vaddr: iter(())
+    # Whether a function may begin at a vaddr; the code is given from 8 bytes before it on.
+    begins: Callable[[memoryview, int], bool] = lambda code, vaddr: False
+    # Registers that carry the return address into code that stores them in place of its own.
+    return_carriers: tuple[int, ...] = ()
 
 
 class Machine:
@@ -80,6 +106,8 @@ class Machine:
         self.targets: list[int] = []  # where the last instruction may go besides the next one
         self.called = False  # the last instruction was a call
         self.somewhere = False  # the last instruction was a jump to what a table or register says
+        self.slot = 0  # the last instruction has a delay slot: 1, or 2 if only where it is taken
+        self.lost: tuple[int, ...] = ()  # registers to forget once the delay slot is executed
         self.odd = 0  # calls, returns and jumps with a stack that no function would leave so
         self.aligned = ALIGNED
 
@@ -241,8 +269,11 @@ class _Run:
         machine = Machine(self.model, state)
         effect, states, code, pending = self.model.effect, self.states, self.code, self.pending
         sp = self.model.sp
+        slot = -1
         for number in range(first, len(code)):
             if states[number] is not None:
+                if number == slot:
+                    continue  # it was executed with its branch
                 break
             other = pending.pop(number, None)
             if other is not None and machine.called:
@@ -253,6 +284,10 @@ class _Run:
             states[number] = machine.state
             machine.called = False
             stops = effect(machine, code[number])
+            annulled = None
+            if machine.slot:
+                slot = number + 1
+                annulled = self.delay_slot(machine, slot)
             if machine.targets:
                 for target in machine.targets:
                     machine.shared = True
@@ -267,7 +302,26 @@ class _Run:
                 machine.somewhere, machine.shared = False, True
             if stops:
                 break
+            if annulled is not None:
+                machine.state, machine.shared = annulled, True
         self.odd += machine.odd
+
+    def delay_slot(self, machine: Machine, number: int) -> State | None:
+        """Execute what stands behind a branch, before control goes there.
+
+        Gives the state without it where it is executed only if the branch is taken.
+        """
+        annulled = machine.state if machine.slot == 2 else None
+        machine.shared = True
+        if number < len(self.code):
+            self.states[number] = self.states[number] or machine.state
+            self.model.effect(machine, self.code[number])
+        machine.slot = 0
+        for register in machine.lost:
+            if register in machine.state.registers:
+                machine.set(register, None)
+        machine.lost = ()
+        return annulled
 
     def follow_orphans(self) -> bool:
         """Give the code that nothing leads to the state of `body`; whether there was any."""
@@ -327,13 +381,25 @@ def _row(state: State, model: CodeModel, function: int) -> Row | None:
             rules[register] = Undefined()
     column = model.return_address
     if state.registers.get(column) != (RETURN_ADDRESS, 0):
-        saved = where.get(RETURN_ADDRESS)
-        rule = _saved_at(saved, state) if saved is not None else None
+        rule = _return_address(where, state, model)
         if rule is None:
             return None
         rules[column] = rule
     origin = Origin("code", note=f"the code from {function:#x} on")
     return Row(0, 0, cfa, rules, column, origin)
+
+
+def _return_address(where: Mapping[int, Symbolic], state: State, model: CodeModel) -> Rule | None:
+    """Where the return address is, if not in its own register; None where nowhere."""
+    for symbol in (RETURN_ADDRESS, *model.return_carriers):
+        saved = where.get(symbol)
+        rule = _saved_at(saved, state) if saved is not None else None
+        if rule is not None:
+            return rule
+        for register, value in state.registers.items():
+            if value == (RETURN_ADDRESS, 0):
+                return InRegister(register)
+    return None
 
 
 def _cfa(state: State, model: CodeModel) -> CfaRule | None:
@@ -354,6 +420,8 @@ def _cfa(state: State, model: CodeModel) -> CfaRule | None:
 def _saved_at(slot: Symbolic, state: State) -> Rule | None:
     if slot[0] == CFA:
         return Offset(slot[1])
+    if slot[0] == NO_CALLER:
+        return Undefined()
     address = _address(slot, state)
     return Expression(address) if address is not None else None
 
