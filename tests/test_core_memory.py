@@ -42,6 +42,20 @@ def test_view_gives_the_stretch_without_a_copy() -> None:
     assert memory.view(0x1FFF) is None
 
 
+def test_view_reads_what_is_short_instead_of_touching_the_mapping() -> None:
+    reads = []
+
+    def read(offset: int, size: int) -> bytes:
+        reads.append((offset, size))
+        return DATA[offset : offset + size]
+
+    memory = CoreMemory(DATA, [load(0x2000, PAGE, 2 * PAGE, 3 * PAGE)], read)
+    found = memory.view(0x3123)
+    assert found is not None
+    assert (found[0], bytes(found[1])) == (0x3123, DATA[2 * PAGE + 0x123 : 3 * PAGE])
+    assert reads == [(2 * PAGE + 0x123, PAGE - 0x123)]
+
+
 def test_what_was_not_dumped_is_no_zero() -> None:
     memory = CoreMemory(DATA, [load(0x2000, 0, PAGE, 2 * PAGE), load(0x8000, 0, 0, PAGE, 0)])
     assert "coredump_filter" in fault(memory, 0x3000)

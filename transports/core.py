@@ -41,7 +41,8 @@ class CoreSource(Source):
         super().__init__(arch, path)
         self._input = data
         self.warnings += data.warnings
-        self.memory = CoreMemory(data.data, [row for row in elf.program_rows if row[0] == PT.LOAD])
+        loads = [row for row in elf.program_rows if row[0] == PT.LOAD]
+        self.memory = CoreMemory(data.data, loads, data.read)
         notes = read_notes(elf, arch)
         self.warnings += notes.warnings
         self._check_size(elf)

@@ -10,11 +10,12 @@ __all__ = ["CoreMemory"]
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Callable, Iterable
     from mmap import mmap
 
 _PF_X, _PF_W = 1, 2
 _TOP = 1 << 64
+_SHORT = 1 << 16  # bytes that are sooner read than looked at where they are mapped
 _LARGEST = 1 << 30  # bytes read at once: a sparse core may claim to hold terabytes of zeroes
 
 
@@ -22,11 +23,18 @@ class CoreMemory:
     """What a core dumped, then what files hold of the mappings that it left out.
 
     `loads` are the PT_LOADs as `Elf.program_rows` has them. Pages that were not dumped are
-    unreadable until `back` lends them the bytes of the file that was mapped there.
+    unreadable until `back` lends them the bytes of the file that was mapped there. `read` reads
+    at an offset of the core, where that is better than a look at `data`.
     """
 
-    def __init__(self, data: mmap | bytes, loads: Iterable[tuple[int, ...]]):
+    def __init__(
+        self,
+        data: mmap | bytes,
+        loads: Iterable[tuple[int, ...]],
+        read: Callable[[int, int], bytes] | None = None,
+    ):
         self._data = data
+        self._read = read
         self._view = memoryview(data)
         self.size = size = len(data)  # bytes of the core that are there
         self.expected = 0  # and that its program headers speak of
@@ -105,11 +113,13 @@ class CoreMemory:
         return b"".join(pieces)
 
     def view(self, address: int) -> tuple[int, memoryview] | None:
-        """The dumped or file-backed stretch around `address`, without a copy, or None."""
+        """The dumped or file-backed stretch around `address`, or from there on, or None."""
         at = bisect_right(self._starts, address) - 1
         if at >= 0 and address < self._ends[at]:
-            start = self._starts[at]
-            return start, self._view[start + self._shifts[at] : self._ends[at] + self._shifts[at]]
+            start, end, shift = self._starts[at], self._ends[at], self._shifts[at]
+            if end - address <= _SHORT and self._read is not None:
+                return address, memoryview(self._read(address + shift, end - address))
+            return start, self._view[start + shift : end + shift]
         piece = self._stretch(address)
         return None if isinstance(piece, str) else (address, piece)
 
