@@ -1,0 +1,424 @@
+"""What arm64's instructions do to the stack pointer and to the registers that calls preserve."""
+
+from __future__ import annotations
+
+from unwind.emulate import CFA, CONSTANT, RETURN_ADDRESS, CodeModel, Machine
+
+__all__ = ["MODEL"]
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from unwind.emulate import Instruction, Symbolic
+
+    # A register as (number or -1, bytes of it).
+    Register = tuple[int, int]
+    # The registers before the bracket, the base, the offset (None: a register's), and what the
+    # base is changed by: before or after the access (None: unknown).
+    Access = tuple[tuple[Register, ...], int, int | None, int | None, int | None]
+
+X18, X19, X29, X30, SP = 18, 19, 29, 30, 31
+_SAVED = tuple(range(X19, X30))
+_LAST_LOST = 17  # x0-x17 in a call; x18 is the platform's, where shadow call stacks have it
+_SCRATCH = range(9, 18)  # where prologues make sizes that no immediate holds
+_NOTHING = (-1, 8)
+
+
+def _names() -> dict[str, Register]:
+    """Every name of a register that an operand may have: its number and its bytes."""
+    names = {f"x{n}": (n, 8) for n in range(31)} | {f"w{n}": (n, 4) for n in range(31)}
+    names |= {"sp": (SP, 8), "wsp": (SP, 4), "fp": (X29, 8), "lr": (X30, 8)}
+    for letter, size in (("q", 16), ("d", 8), ("s", 4), ("h", 2), ("b", 1)):
+        names |= {f"{letter}{n}": (-1, size) for n in range(32)}
+    return names | {"xzr": _NOTHING, "wzr": (-1, 4)}
+
+
+_REGISTERS = _names()
+_ACCESSES: dict[str, Access] = {}
+_OPERANDS: dict[str, tuple[str, ...]] = {}
+_MOST_PARSED = 50_000
+
+
+def _operands(text: str) -> tuple[str, ...]:
+    found = _OPERANDS.get(text)
+    if found is None:
+        if len(_OPERANDS) >= _MOST_PARSED:
+            _OPERANDS.clear()
+        found = _OPERANDS[text] = tuple(text.split(", "))
+    return found
+
+
+def _access(text: str) -> Access:
+    """The operands of a load or a store; the same few thousand texts come again and again."""
+    found = _ACCESSES.get(text)
+    if found is None:
+        if len(_ACCESSES) >= _MOST_PARSED:
+            _ACCESSES.clear()
+        found = _ACCESSES[text] = _parse(text)
+    return found
+
+
+def _parse(text: str) -> Access:
+    head, _, rest = text.partition("[")
+    inside, _, tail = rest.partition("]")
+    base, _, index = inside.partition(", ")
+    offset = _number(index) if index else 0
+    registers = tuple([_REGISTERS.get(name, _NOTHING) for name in head.split(", ")[:-1]])
+    number = _REGISTERS.get(base, _NOTHING)[0]
+    if tail == "!":
+        return registers, number, 0 if offset is not None else None, offset, 0
+    if tail[:2] == ", ":
+        return registers, number, 0, 0, _number(tail[2:])
+    return registers, number, offset, 0, 0
+
+
+def _number(text: str) -> int | None:
+    """The value of an immediate as capstone prints it, `#-0x10`."""
+    if text[:1] != "#":
+        return None
+    try:
+        return int(text[1:], 0)
+    except ValueError:
+        return None
+
+
+def _effect(machine: Machine, instruction: Instruction) -> bool:
+    mnemonic, text = instruction[2], instruction[3]
+    handler = _HANDLERS.get(mnemonic)
+    if handler is not None:
+        return handler(machine, text) or False
+    if mnemonic in _READERS:
+        return False
+    if mnemonic[:2] == "b.":
+        return _branch(machine, text)
+    if "[" in text:
+        _forget_loaded(machine, text)
+    else:
+        _write(machine, text)
+    return False
+
+
+def _write(machine: Machine, text: str) -> None:
+    """What the first operand names is no longer what it was."""
+    number = _REGISTERS.get(text.partition(",")[0], _NOTHING)[0]
+    if number in machine.state.registers:
+        machine.set(number, None)
+
+
+def _move_base(machine: Machine, base: int, amount: int | None) -> None:
+    if amount == 0:
+        return
+    value = machine.get(base)
+    if value is not None:
+        machine.set(base, None if amount is None else (value[0], value[1] + amount))
+
+
+def _store(machine: Machine, text: str) -> None:
+    registers, base, offset, before, after = _access(text)
+    known = machine.state.registers
+    if base not in known:
+        return
+    values = [known.get(number) if size == 8 else None for number, size in registers]
+    _move_base(machine, base, before)
+    if offset is not None:
+        for (_, size), value in zip(registers, values, strict=True):
+            if size == 8:
+                machine.store(base, offset, value)
+            else:
+                _overwrite(machine, base, offset, size)
+            offset += size
+    _move_base(machine, base, after)
+
+
+def _overwrite(machine: Machine, base: int, offset: int, size: int) -> None:
+    """What lies there is no longer what it was."""
+    for slot in range(offset & -8, offset + size, 8):
+        machine.store(base, slot, None)
+
+
+def _store_narrow(size: int) -> Callable[[Machine, str], None]:
+    """STRB and STRH store less than their register's name tells."""
+
+    def store(machine: Machine, text: str) -> None:
+        _, base, offset, before, after = _access(text)
+        if base in machine.state.registers:
+            _move_base(machine, base, before)
+            if offset is not None:
+                _overwrite(machine, base, offset, size)
+            _move_base(machine, base, after)
+
+    return store
+
+
+def _load(machine: Machine, text: str) -> None:
+    """LDR, LDUR, LDP: the saved registers come back by them."""
+    if "[" not in text:
+        _write(machine, text)  # a literal
+        return
+    registers, base, offset, before, after = _access(text)
+    known = machine.state.registers
+    _move_base(machine, base, before)
+    values: list[Symbolic | None] = []
+    for _, size in registers:
+        values.append(machine.load(base, offset) if offset is not None and size == 8 else None)
+        offset = offset + size if offset is not None else None
+    for (number, _), value in zip(registers, values, strict=True):
+        if number in known or (value is not None and number >= 0):
+            machine.set(number, value)
+    _move_base(machine, base, after)
+
+
+def _forget_loaded(machine: Machine, text: str) -> None:
+    """All other instructions with an address: the registers before it are written."""
+    registers, base, _, before, after = _access(text)
+    for number, _ in registers:
+        if number in machine.state.registers:
+            machine.set(number, None)
+    _move_base(machine, base, before)
+    _move_base(machine, base, after)
+
+
+def _mov(machine: Machine, text: str) -> None:
+    target, source = _operands(text)[:2]
+    number = _REGISTERS.get(target, _NOTHING)[0]
+    if number < 0:
+        return
+    if source[:1] == "#":
+        value = (CONSTANT, int(source[1:], 0)) if number in _SCRATCH else None
+    else:
+        other, size = _REGISTERS.get(source, _NOTHING)
+        value = machine.get(other) if size == 8 else None
+    machine.set(number, value)
+
+
+def _movk(machine: Machine, text: str) -> None:
+    """MOVK replaces 16 bits."""
+    target, source, *shift = _operands(text)
+    number = _REGISTERS.get(target, _NOTHING)[0]
+    value = machine.get(number)
+    if value is None:
+        return
+    bits = int(shift[0].rpartition("#")[2], 0) if shift else 0
+    part = int(source[1:], 0)
+    if value[0] == CONSTANT:
+        machine.set(number, (CONSTANT, value[1] & ~(0xFFFF << bits) | part << bits))
+    else:
+        machine.set(number, None)
+
+
+def _arithmetic(sign: int) -> Callable[[Machine, str], None]:
+    """ADD and SUB with an immediate, which may be shifted, or with a register."""
+
+    def add(machine: Machine, text: str) -> None:
+        target, source, amount, *shift = _operands(text)
+        number, size = _REGISTERS.get(target, _NOTHING)
+        if number < 0:
+            return
+        value = machine.get(_REGISTERS.get(source, _NOTHING)[0]) if size == 8 else None
+        if value is None:
+            machine.set(number, None)
+            return
+        other: Symbolic | None
+        if amount[0] == "#":
+            other = (CONSTANT, int(amount[1:], 0))
+        else:
+            other = machine.get(_REGISTERS.get(amount, _NOTHING)[0])
+        known = other is not None and other[0] == CONSTANT
+        if shift and known and other is not None:
+            kind, _, bits = shift[0].partition(" #")
+            known = kind in ("lsl", "uxtx") and bits.isdigit()
+            other = (CONSTANT, other[1] << int(bits)) if known else None
+        if not known or other is None:
+            machine.set(number, None)
+        elif value[0] == CONSTANT and number not in _SCRATCH:
+            machine.set(number, None)
+        else:
+            machine.set(number, (value[0], value[1] + sign * other[1]))
+
+    return add
+
+
+def _and(machine: Machine, text: str) -> None:
+    """The stack pointer is aligned by `and sp, x9, #-32`; no other result is known."""
+    if text[:3] == "sp,":
+        machine.align(SP)
+    else:
+        _write(machine, text)
+
+
+def _call(machine: Machine, text: str) -> None:
+    machine.called = True
+    state = machine.state
+    saved = (RETURN_ADDRESS, 0)
+    sp = state.registers.get(SP)
+    if state.registers.get(X30) == saved and saved not in state.slots.values():
+        # A call loses it, so this is no function of its own, or one that never returns.
+        if not any(state.registers.get(n) == saved for n in _SAVED):
+            machine.odd += 1
+    elif sp is not None and sp[0] == CFA and sp[1] % 16:
+        machine.odd += 1  # AAPCS64 §6.4.5: sp is a multiple of 16
+    for number in [n for n in state.registers if n <= _LAST_LOST or n == X30]:
+        machine.set(number, None)
+
+
+def _jump(machine: Machine, text: str) -> bool:
+    _branch(machine, text)
+    return True
+
+
+def _branch(machine: Machine, text: str) -> bool:
+    """B, CBZ, TBZ: the target is the last operand."""
+    target = _number(text.rpartition(" ")[2])
+    if target is not None:
+        machine.targets.append(target)
+    return False
+
+
+def _indirect(machine: Machine, text: str) -> bool:
+    machine.somewhere = True
+    return True
+
+
+def _return(machine: Machine, text: str) -> bool:
+    sp = machine.get(SP)
+    if sp != (CFA, 0) and sp is not None:
+        machine.odd += 1
+    return True
+
+
+def _stop(machine: Machine, text: str) -> bool:
+    return True
+
+
+_HANDLERS: dict[str, Callable[[Machine, str], bool | None]] = {
+    **dict.fromkeys("stp stnp str stur stlr sttr stlur".split(), _store),
+    **dict.fromkeys("strb sturb stlrb sttrb stlurb".split(), _store_narrow(1)),
+    **dict.fromkeys("strh sturh stlrh sttrh stlurh".split(), _store_narrow(2)),
+    **dict.fromkeys("ldp ldnp ldr ldur ldar ldtr".split(), _load),
+    **dict.fromkeys("mov movz movn".split(), _mov),
+    "movk": _movk,
+    "add": _arithmetic(1),
+    "sub": _arithmetic(-1),
+    "and": _and,
+    **dict.fromkeys("bl blr blraa blrab blraaz blrabz".split(), _call),
+    "b": _jump,
+    **dict.fromkeys("cbz cbnz tbz tbnz".split(), _branch),
+    **dict.fromkeys("br braa brab braaz brabz".split(), _indirect),
+    **dict.fromkeys("ret retaa retab".split(), _return),
+    **dict.fromkeys("eret eretaa eretab drps brk udf hlt".split(), _stop),
+}
+
+# They write no register that matters. Signing and authentication leave an address what it is.
+_READERS = frozenset(
+    "cmp cmn tst ccmp ccmn nop fcmp fcmpe fccmp fccmpe prfm prfum bti hint csdb yield wfe sev "
+    "dmb dsb isb sb clrex msr dc ic svc "
+    "paciasp pacibsp autiasp autibsp paciaz pacibz autiaz autibz pacia1716 pacib1716 autia1716 "
+    "autib1716 pacia pacib autia autib paciza pacizb autiza autizb xpaci xpaclri".split()
+)
+
+
+def _jumps(code: memoryview, vaddr: int) -> Iterator[tuple[int, int]]:
+    """B, B.cond, CBZ, CBNZ, TBZ and TBNZ, found by the last byte of their words."""
+    for n, word in _words(code, rb"[\x14-\x17\x34-\x37\x54\xb4-\xb7]"):
+        kind = word >> 24
+        if kind < 0x18:
+            bits = 26
+        elif kind & 0x7E == 0x36:
+            word, bits = word >> 5, 14
+        else:
+            word, bits = word >> 5, 19
+        here = vaddr + 4 * n
+        yield here + _displacement(word, bits), here
+
+
+def _starts(code: memoryview, vaddr: int) -> Iterator[int]:
+    """Where calls lead, what seems to be a function's address, and prologues behind a gap."""
+    for n, word in _words(code, rb"[\x94-\x97]"):  # bl
+        yield vaddr + 4 * n + _displacement(word, 26)
+    for n, word in _words(code, rb"[\x90\xb0\xd0\xf0]"):  # adrp, and the add that completes it
+        after = int.from_bytes(code[4 * n + 4 : 4 * n + 8], "little")
+        if after & 0xFFC0_0000 == 0x9100_0000 and after >> 5 & 31 == word & 31:
+            page = (word >> 5 & 0x7FFFF) << 2 | word >> 29 & 3
+            page = (page - (page >> 20 << 21)) << 12
+            target = ((vaddr + 4 * n) & -4096) + page + (after >> 10 & 0xFFF)
+            at = target - vaddr
+            if 8 <= at < len(code) and _begins(code[at - 8 : at + 4], target):
+                yield target
+    jumps = {target for target, _ in _jumps(code, vaddr)}
+    for n, word in _words(code, rb"[\xa9\xd1\xd5\xf8]"):
+        start = vaddr + 4 * n
+        if _is_prologue(word) and n > 1 and start not in jumps:
+            if _ends(int.from_bytes(code[4 * n - 4 : 4 * n], "little")):
+                yield start
+
+
+def _begins(code: memoryview, vaddr: int) -> bool:
+    if vaddr % 4 or len(code) < 12:
+        return False
+    before = int.from_bytes(code[4:8], "little")
+    return _ends(before) or _is_prologue(int.from_bytes(code[8:12], "little"))
+
+
+def _is_prologue(word: int) -> bool:
+    """What functions begin with."""
+    return (
+        word & 0xFFC0_7FFF == 0xA980_7BFD  # stp x29, x30, [sp, #-n]!
+        or word & 0xFF80_03FF == 0xD100_03FF  # sub sp, sp, #n
+        or word & 0xFFF0_0FE0 == 0xF810_0FE0  # str x, [sp, #-n]!
+        or word in (0xD503_233F, 0xD503_237F, 0xD503_245F)  # paciasp, pacibsp, bti c
+    )
+
+
+def _ends(word: int) -> bool:
+    """What the code before a function ends with: a jump, a return, a trap, or padding."""
+    return (
+        word & 0xFC00_0000 == 0x1400_0000  # b
+        or word & 0xFFFF_FC1F in (0xD65F_0000, 0xD61F_0000)  # ret, br
+        or word & 0xFFE0_001F == 0xD420_0000  # brk
+        or word in (0, 0xD503_201F, 0xD65F_0BFF, 0xD65F_0FFF)  # udf, nop, retaa, retab
+    )
+
+
+def _words(code: memoryview, last: bytes) -> Iterator[tuple[int, int]]:
+    """The words of some code whose last byte `last` matches, as (number, word)."""
+    import re
+    import sys
+    from array import array
+
+    code = code[: len(code) & -4]
+    words = array("I", bytes(code))
+    if sys.byteorder == "big":
+        words.byteswap()
+    for match in re.finditer(last, bytes(code[3::4]), re.DOTALL):
+        yield match.start(), words[match.start()]
+
+
+def _displacement(word: int, bits: int) -> int:
+    """The signed number of words in the low bits, in bytes."""
+    word &= (1 << bits) - 1
+    return (word - (word >> bits - 1 << bits)) * 4
+
+
+MODEL = CodeModel(
+    capstone=("CS_ARCH_ARM64", ("CS_MODE_LITTLE_ENDIAN",)),
+    effect=_effect,
+    sp=SP,
+    return_address=X30,
+    entry={
+        SP: (CFA, 0),
+        X30: (RETURN_ADDRESS, 0),
+        X18: (X18, 0),
+        **{number: (number, 0) for number in _SAVED},
+    },
+    entry_slots={},
+    saved=_SAVED,
+    bases=(X29, SP, *range(9, 18), *range(X19, X29), *range(9)),
+    keeps_slots=False,
+    red_zone=0,
+    calls=frozenset("bl blr blraa blrab blraaz blrabz".split()),
+    padding=frozenset({"nop", "udf"}),
+    jumps=_jumps,
+    starts=_starts,
+    begins=_begins,
+)
