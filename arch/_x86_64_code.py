@@ -316,6 +316,42 @@ def _jumps(code: memoryview, vaddr: int) -> Iterator[tuple[int, int]]:
             yield vaddr + at + 4 + offset, vaddr + match.start()
 
 
+# What ends before a function, in bytes: ret, int3, nop and jmp rel8 or rel32 are told by theirs;
+# a function begins with endbr64, push or sub rsp.
+_CALLED = rb"\xe8"
+_TAKEN = rb"[\x48\x4c]\x8d[\x05\x0d\x15\x1d\x25\x2d\x35\x3d]"  # lea reg, [rip + disp32]
+_BEHIND = rb"(?:\xc3|\xcc|\x90|\xe9....|\xeb.|\x0f\x0b|\x0f\x1f.{1,6}\x00)"
+_BEGINS = rb"(?:\xf3\x0f\x1e\xfa|\x41?[\x50-\x57]|\x48[\x81\x83]\xec)"
+
+
+def _starts(code: memoryview, vaddr: int) -> Iterator[int]:
+    """Where calls lead, what seems to be a function's address, and prologues behind a gap."""
+    import re
+
+    end = len(code) - 4
+    for pattern in (_CALLED, _TAKEN):
+        for match in re.finditer(pattern, code):
+            at = match.end()
+            if at > end:
+                continue
+            target = at + 4 + int.from_bytes(code[at : at + 4], "little", signed=True)
+            if pattern is _CALLED or (
+                8 <= target < len(code) and _begins(code[target - 8 :], vaddr + target)
+            ):
+                yield vaddr + target
+    jumps = {target for target, _ in _jumps(code, vaddr)}
+    for match in re.finditer(_BEHIND + b"(?=" + _BEGINS + b")", code, re.DOTALL):
+        start = vaddr + match.end()
+        if start % 16 == 0 and start not in jumps:
+            yield start
+
+
+def _begins(code: memoryview, vaddr: int) -> bool:
+    import re
+
+    return vaddr % 16 == 0 and re.search(_BEHIND + rb"\Z", code[:8], re.DOTALL) is not None
+
+
 MODEL = CodeModel(
     capstone=("CS_ARCH_X86", ("CS_MODE_64",)),
     effect=_effect,
@@ -330,4 +366,6 @@ MODEL = CodeModel(
     calls=frozenset({"call", "bnd call", "notrack call"}),
     padding=frozenset({"nop", "int3", "data16 nop"}),
     jumps=_jumps,
+    starts=_starts,
+    begins=_begins,
 )

@@ -105,6 +105,14 @@ def _follows_call(before: bytes) -> bool:
     return False
 
 
+def _call_target(before: bytes, pc: int) -> int | None:
+    """Where `call rel32` leads."""
+    if before[-5:-4] != b"\xe8":
+        return None
+    offset = int.from_bytes(before[-4:], "little", signed=True)
+    return (pc + offset) & 0xFFFF_FFFF_FFFF_FFFF
+
+
 def _code_model() -> CodeModel:
     from unwind.arch._x86_64_code import MODEL
 
@@ -137,6 +145,7 @@ ARCH = Architecture(
     vendor_opcodes={0x2D: "GNU_window_save"},
     call_window=7,
     follows_call=_follows_call,
+    call_target=_call_target,
     red_zone=128,
     stack_alignment=8,
     code_model=_code_model,

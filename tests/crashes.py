@@ -224,9 +224,7 @@ FRAME_POINTERS = ("-O2", "-fno-omit-frame-pointer", "-fno-optimize-sibling-calls
 NO_PIE = ("-fno-pie", "-no-pie")
 MUSL = ("-O2", "-fomit-frame-pointer", "-static")
 
-# musl has no CFI at all. main's frame is found by the program's own; the step after that is a
-# matter of luck, and a thread's first function carries the zero frame pointer that clone left.
-MUSL_ENDS = Ends(("outermost", "no-row"), ("outermost", "no-row"))
+# musl has no CFI at all: from main's caller on, code is all there is to go by.
 MUSL_GDB = "it guesses at libc_start_main_stage2, and wrongly"
 
 CHAIN = ("chain.c",)
@@ -237,8 +235,6 @@ PLUGIN = Library("plugin.so", "plugin.c")
 LIBRARY_LOST = Ends(short=("no-module", "no-row"), words=("coredump_filter",), at_least=3)
 
 # on_terminate, libstdc++'s frames, and __clang_call_terminate, which has no CFI.
-CLANG_TERMINATE = Ends(short=("no-row",), at_least=4)
-
 CASES: tuple[Case, ...] = (
     # -- plain code, many frames, many threads
     Case("recursion", CHAIN, ("200",)),
@@ -328,7 +324,7 @@ CASES: tuple[Case, ...] = (
         ("noexcept.cc",),
         ("thrown",),
         compiler="clang++",
-        ends=CLANG_TERMINATE,
+        trust=("emulation",),
         gdb="it guesses at __clang_call_terminate, and wrongly",
     ),
     Case("lambdas-and-templates", ("lambda.cc",), compiler="g++"),
@@ -401,14 +397,14 @@ CASES: tuple[Case, ...] = (
         options=("--debug-dir", "{directory}/debug"),
         shows=(Show("readelf -SW {program}", r"\.debug_frame", absent=True),),
     ),
-    Case("frame-pointers", CHAIN, ("20",), flags=FRAME_POINTERS, trust=("frame_pointer",)),
+    Case("frame-pointers", CHAIN, ("20",), flags=FRAME_POINTERS, trust=("emulation",)),
     Case(
         "frame-pointers-in-library",
         ("dlopen.c",),
         ("{directory}/plugin.so", "callback"),
         flags=(*OMIT, "-rdynamic"),
         libraries=(Library("plugin.so", "plugin.c", FRAME_POINTERS),),
-        trust=("frame_pointer",),
+        trust=("emulation",),
     ),
     # -- how it is linked
     Case("static", CHAIN, flags=(*OMIT, "-static")),
@@ -434,7 +430,7 @@ CASES: tuple[Case, ...] = (
         shows=(Show("readelf -lW {program}", r"(?s)LOAD[^\n]* R E .*LOAD[^\n]* R E "),),
     ),
     # -- musl
-    Case("musl", CHAIN, compiler="musl-gcc", flags=MUSL, libc="musl", ends=MUSL_ENDS, gdb=MUSL_GDB),
+    Case("musl", CHAIN, compiler="musl-gcc", flags=MUSL, libc="musl", gdb=MUSL_GDB),
     Case(
         "musl-handler",
         ("signals.c",),
@@ -443,7 +439,6 @@ CASES: tuple[Case, ...] = (
         flags=MUSL,
         stops=2,
         libc="musl",
-        ends=MUSL_ENDS,
         trust=("trampoline",),
         gdb=MUSL_GDB,
     ),
@@ -454,7 +449,6 @@ CASES: tuple[Case, ...] = (
         compiler="musl-gcc",
         flags=MUSL,
         libc="musl",
-        ends=MUSL_ENDS,
         gdb=MUSL_GDB,
     ),
     # -- libraries, and what becomes of them

@@ -7,6 +7,7 @@ import json
 import os
 import pty
 import re
+import shlex
 import shutil
 import signal
 import subprocess
@@ -189,10 +190,21 @@ def test_explain_tells_what_was_refused_first(crashed: Crashes) -> None:
 
 def test_no_fallback_refuses_to_guess(crashed: Crashes) -> None:
     crash = named(crashed, "frame-pointers")
-    assert "[frame_pointer]" in printed(crash)
+    assert "[emulation]" in printed(crash)
     without = printed(crash, "--no-fallback")
-    assert "[frame_pointer]" not in without
+    assert "[" not in without
     assert "stack ends here: no-row" in without
+
+
+def test_methods_choose_and_order_the_sources_of_rows(crashed: Crashes) -> None:
+    crash = named(crashed, "frame-pointers")
+    by_chain = printed(crash, "--methods", "cfi,frame_pointer")
+    assert "[frame_pointer]" in by_chain
+    assert "[emulation]" not in by_chain
+    assert frames_of(by_chain) != []
+    ran = python(*COMMAND, str(crash.core), "--methods", "cfi,magic")
+    assert ran.returncode == 2
+    assert "emulation" in ran.stderr, "it names those that there are"
 
 
 def test_an_executable_of_another_build_is_not_used(recursion: Crash, crashed: Crashes) -> None:
@@ -280,7 +292,8 @@ def test_a_core_may_be_compressed_or_come_through_a_pipe(
 
 def test_a_closed_pipe_ends_the_command_silently(crashed: Crashes) -> None:
     crash = named(crashed, "stack-overflow")
-    command = f"{sys.executable} -m unwind.cli.core {crash.core} -n 90000 | head -n 1"
+    words = [sys.executable, *COMMAND, str(crash.core), "-n", "90000"]
+    command = f"{shlex.join(words)} | head -n 1"
     ran = subprocess.run(command, shell=True, cwd=ROOT, capture_output=True, text=True)
     assert ran.stdout.startswith("program:")
     assert ran.stderr == ""

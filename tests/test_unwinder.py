@@ -25,7 +25,7 @@ from unwind.testing.assembler import (
     undefined,
     val_expression,
 )
-from unwind.unwinder import Unwinder, default_sources, unwind
+from unwind.unwinder import METHODS, Unwinder, default_sources, unwind
 
 LEAF = FDE(0x1000, 0x100)  # CFA = rsp + 8
 MIDDLE = FDE(0x1100, 0x100, [def_cfa_offset(32), offset(RBX, 2)])
@@ -133,6 +133,12 @@ def test_a_wild_call_that_was_interrupted_leads_back_too() -> None:
     assert walked.frames[3].trust == Trust.LINK_REGISTER
 
 
+def by_frame_pointer(world: World) -> Stack:
+    """The walk of one who cannot look at code."""
+    sources = [METHODS[trust](ARCH) for trust in (Trust.CFI, Trust.FRAME_POINTER)]
+    return Unwinder(ARCH, sources).unwind(world.snapshot())
+
+
 FP_CODE = {0x1150 - 5: CALL, 0x1250 - 5: CALL}
 
 
@@ -143,7 +149,7 @@ def test_a_chain_of_frame_pointers_serves_where_there_is_no_cfi() -> None:
         stack=(0, STACK + 24, IN_MIDDLE, 0, IN_OUTER),
         registers={RBP: STACK + 8},
     )
-    stack = unwind(world.snapshot())
+    stack = by_frame_pointer(world)
     assert pcs(stack) == [0x1000, 0x1150, 0x1250]
     assert trusts(stack) == [Trust.CONTEXT, Trust.FRAME_POINTER, Trust.FRAME_POINTER]
     assert stack.end == End.OUTERMOST  # its frame pointer is zero
@@ -151,7 +157,7 @@ def test_a_chain_of_frame_pointers_serves_where_there_is_no_cfi() -> None:
 
 def test_a_frame_pointer_that_leads_behind_no_call_is_not_believed() -> None:
     world = World((), {}, stack=(0, STACK + 24, IN_MIDDLE, 0), registers={RBP: STACK + 8})
-    stack = unwind(world.snapshot())
+    stack = by_frame_pointer(world)
     assert pcs(stack) == [0x1000]
     assert stack.end == End.NO_ROW
     assert "follows no call" in stack.detail

@@ -89,6 +89,7 @@ def test_values_can_be_pickled() -> None:
 
 
 def test_values_need_neither_dataclasses_nor_typing() -> None:
-    code = "import sys, unwind.values; print([m for m in ('dataclasses', 'typing') if m in sys.modules])"
+    names = "('dataclasses', 'typing')"
+    code = f"import sys, unwind.values; print([m for m in {names} if m in sys.modules])"
     output = subprocess.run([sys.executable, "-S", "-c", code], capture_output=True, check=True)
     assert output.stdout.strip() == b"[]"

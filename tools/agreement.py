@@ -28,7 +28,7 @@ from unwind.dwarf.rows import rows
 from unwind.elf import Elf
 from unwind.emulate import CFA, CONSTANT, RETURN_ADDRESS, CodeModel, State
 from unwind.errors import MemoryFault, UnwindError
-from unwind.functions import Functions
+from unwind.functions import Functions, find_starts
 from unwind.image import Image
 from unwind.registers import Registers
 from unwind.registry import architecture
@@ -79,10 +79,8 @@ def compare(path: str, told: bool = True) -> Result:
     assert arch.code_model is not None, f"no code model for {arch.name}"
     model = arch.code_model()
     fdes = list(_fdes(image))
-    if told:
-        functions = Functions(image, model, [fde.start for fde in fdes], disassembler(model))
-    else:
-        functions = Functions(image, model, None, disassembler(model))
+    starts = [fde.start for fde in fdes] if told else find_starts(image, model, untold=True)
+    functions = Functions(image, model, disassembler(model), starts)
     result = Result(path)
     judge = Judge(arch, model)
     stubs = [
@@ -122,7 +120,7 @@ def _compare_function(
         row = table_rows[max(0, bisect_right(starts, vaddr) - 1)]
         table = functions.table(vaddr)
         state = table.state(vaddr) if table is not None else None
-        mine = table.row(vaddr) if table is not None else None
+        mine = table.row(vaddr, mnemonic in judge.model.calls) if table is not None else None
         what = judge.difference(row, state, mine, vaddr)
         kind = "PLT" if is_stub else _kind(row, body)
         result.places[kind] += 1
@@ -162,9 +160,14 @@ class Judge:
         """What the two rows disagree about, "" if nothing."""
         if mine is None or state is None:
             return "no row"
-        key = (id(cfi), id(state), vaddr if not isinstance(cfi.cfa, CfaRegister) else 0)
+        key = (
+            id(cfi),
+            id(state),
+            id(mine.rules),
+            vaddr if not isinstance(cfi.cfa, CfaRegister) else 0,
+        )
         if key not in self._known:
-            self._kept += [cfi, state]
+            self._kept += [cfi, state, mine.rules]
             self._known[key] = self._difference(cfi, state, mine, vaddr)
         return self._known[key]
 

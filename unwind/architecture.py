@@ -52,6 +52,10 @@ def _pc_register(arch: Architecture, registers: Mapping[int, int]) -> int:
     return registers[arch.pc]
 
 
+def _no_target(before: bytes, pc: int) -> int | None:
+    return None
+
+
 def _no_call(before: bytes) -> bool:
     return True
 
@@ -85,6 +89,9 @@ class Architecture(Value):
     compressed_call_size: int = 0  # `call_size` where bit 0 of a return address marks its code
     call_window: int = 0  # how many bytes before a return address `follows_call` wants
     follows_call: Callable[[bytes], bool] = _no_call  # do these bytes end in a call?
+    # Where the direct call that ends at a return address leads: `call_window` bytes before it, and
+    # the return address, in; None out where the call is indirect.
+    call_target: Callable[[bytes, int], int | None] = _no_target
     red_zone: int = 0  # bytes below sp that belong to the frame
     stack_alignment: int = 1  # of the CFA
     code_alignment: int = 1  # of the instructions, where none can run at another pc

@@ -64,7 +64,7 @@ class State:
     def __init__(self, registers: dict[int, Symbolic], slots: dict[Symbolic, Symbolic]):
         self.registers = registers
         self.slots = slots  # by their address
-        self.made: tuple[Row | None] | None = None  # the row that it comes to
+        self.made: dict[bool, Row | None] = {}  # the rows that it comes to, by whether it calls
 
 
 class CodeModel(Value):
@@ -193,15 +193,19 @@ class Table:
         at = bisect_right(self._starts, vaddr) - 1
         return self._states[at] if at >= 0 else None
 
-    def row(self, vaddr: int) -> Row | None:
-        """The row that holds at `vaddr`, None where the code does not tell the CFA."""
+    def row(self, vaddr: int, called: bool = False) -> Row | None:
+        """The row that holds at `vaddr`, None where the code does not tell the CFA.
+
+        `called`: a call there is under way, so that what lies below the stack is lost.
+        """
         at = bisect_right(self._starts, vaddr) - 1
         state = self._states[at] if at >= 0 else None
         if state is None:
             return None
-        if state.made is None:
-            state.made = (_row(state, self._model, self.start),)
-        row = state.made[0]
+        if called not in state.made:
+            red_zone = 0 if called else self._model.red_zone
+            state.made[called] = _row(state, self._model, self.start, red_zone)
+        row = state.made[called]
         if row is None:
             return None
         end = self._starts[at + 1] if at + 1 < len(self._starts) else self.end
@@ -268,7 +272,6 @@ class _Run:
         """Follow the code from one place to where it ends or meets what was followed before."""
         machine = Machine(self.model, state)
         effect, states, code, pending = self.model.effect, self.states, self.code, self.pending
-        sp = self.model.sp
         slot = -1
         for number in range(first, len(code)):
             if states[number] is not None:
@@ -276,10 +279,9 @@ class _Run:
                     continue  # it was executed with its branch
                 break
             other = pending.pop(number, None)
-            if other is not None and machine.called:
+            if other is not None and machine.called and self.disagree(other, machine.state):
                 # What follows a call that does not return is reached from elsewhere only.
-                if other.registers.get(sp) != machine.state.registers.get(sp):
-                    machine.state, machine.shared = other, True
+                machine.state, machine.shared = other, True
             machine.shared = True
             states[number] = machine.state
             machine.called = False
@@ -323,6 +325,23 @@ class _Run:
         machine.lost = ()
         return annulled
 
+    def disagree(self, one: State, other: State) -> bool:
+        """Whether two states tell different things of saved registers: no place can have both."""
+        model = self.model
+        if one.registers.get(model.sp) != other.registers.get(model.sp):
+            return True
+        whole = [(register, (register, 0)) for register in model.saved]
+        whole.append((model.return_address, (RETURN_ADDRESS, 0)))
+        for register, value in whole:
+            kept = one.registers.get(register) == value
+            if kept != (other.registers.get(register) == value):
+                return True
+            if not kept and one.slots is not other.slots:
+                slots = [slot for slot, held in one.slots.items() if held == value]
+                if not any(other.slots.get(slot) == value for slot in slots):
+                    return True
+        return False
+
     def follow_orphans(self) -> bool:
         """Give the code that nothing leads to the state of `body`; whether there was any."""
         body = None
@@ -354,7 +373,7 @@ class _Run:
         return max(states, key=lambda state: counts[id(state)], default=None)
 
 
-def _row(state: State, model: CodeModel, function: int) -> Row | None:
+def _row(state: State, model: CodeModel, function: int, red_zone: int) -> Row | None:
     """The rules that a state comes to, None where nothing known carries the CFA."""
     cfa = _cfa(state, model)
     if cfa is None:
@@ -365,8 +384,8 @@ def _row(state: State, model: CodeModel, function: int) -> Row | None:
         symbol, offset = value
         if offset or symbol in (CFA, CONSTANT):
             continue
-        if top is not None and slot[0] == top[0] and slot[1] < top[1] - model.red_zone:
-            continue  # below the stack: a signal may have written there
+        if top is not None and slot[0] == top[0] and slot[1] < top[1] - red_zone:
+            continue  # below the stack: a signal or a callee may have written there
         known = where.get(symbol)
         if known is None or (slot[0] == CFA and slot[1] > known[1]):
             where[symbol] = slot

@@ -2,37 +2,48 @@
 
 from __future__ import annotations
 
+import sys
+from array import array
 from bisect import bisect_left, bisect_right
 
+from unwind.dwarf.cfi import Fde
+from unwind.elf import SHF
 from unwind.emulate import Table, emulate
+from unwind.symtab import STT
 
-__all__ = ["Functions"]
+__all__ = ["Functions", "find_starts"]
+
+# Symbols of these kinds are where functions start. STT_NOTYPE is what assembler files leave.
+_CODE = frozenset({STT.FUNC, STT.GNU_IFUNC, STT.NOTYPE})
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Sequence
 
     from unwind.emulate import CodeModel, Instruction, State
     from unwind.image import Image
+    from unwind.rules import Row
 
 
 class Functions:
     """The functions of an image, from their starts; tables are made when they are asked for.
 
-    `disassemble(code, vaddr)` gives the instructions of some code.
+    `disassemble(code, vaddr)` gives the instructions of some code. Where no `starts` are given
+    they are those that symbols, CFI and the code itself tell.
     """
 
     def __init__(
         self,
         image: Image,
         model: CodeModel,
-        starts: Iterable[int],
         disassemble: Callable[[bytes, int], Sequence[Instruction]],
+        starts: Iterable[int] | None = None,
     ):
         self.image = image
         self.model = model
-        self.starts = sorted(set(starts))
+        self.starts = sorted(set(starts if starts is not None else find_starts(image, model)))
         self.disassemble = disassemble
+        self._code = _code(image)
         self._entered: dict[int, Table | None] = {}
         self._parts: dict[int, Table] = {}
         self._tables: dict[int, Table] = {}
@@ -44,9 +55,9 @@ class Functions:
         if at < 0:
             return None
         start = self.starts[at]
-        size = len(self.image.at(start))
-        end = self.starts[at + 1] if at + 1 < len(self.starts) else start + size
-        return start, min(end, start + size)
+        ends = (low + len(code) for low, code in self._code if low <= start < low + len(code))
+        limit = next(ends, start)
+        return start, min([limit, *self.starts[at + 1 : at + 2]])
 
     def table(self, vaddr: int) -> Table | None:
         """The table of the function around `vaddr`, None where there is no code.
@@ -66,6 +77,13 @@ class Functions:
                 self._tables[alone.start] = alone
         return self._tables[alone.start]
 
+    def row_from(self, start: int, vaddr: int, called: bool) -> Row | None:
+        """The row at `vaddr` of a function that begins at `start`, known as such or not."""
+        bounds = self.bounds(vaddr)
+        end = max(vaddr + 1, bounds[1] if bounds is not None else 0)
+        code = self._instructions(start, end)
+        return emulate(self.model, code).row(vaddr, called) if code else None
+
     def _alone(self, vaddr: int) -> Table | None:
         """The table as of a function that is entered at its start only."""
         bounds = self.bounds(vaddr)
@@ -73,11 +91,11 @@ class Functions:
             return None
         start = bounds[0]
         if start not in self._entered:
-            code = self._code(*bounds)
+            code = self._instructions(*bounds)
             self._entered[start] = emulate(self.model, code) if code else None
         return self._entered[start]
 
-    def _code(self, start: int, end: int) -> Sequence[Instruction]:
+    def _instructions(self, start: int, end: int) -> Sequence[Instruction]:
         return self.disassemble(bytes(self.image.at(start, end - start)), start)
 
     def _is_start(self, vaddr: int) -> bool:
@@ -113,7 +131,7 @@ class Functions:
         entries = self._entries(alone, lambda table: table)
         home = self._home(alone)
         if entries or home is not None:
-            code = self._code(alone.start, alone.end)
+            code = self._instructions(alone.start, alone.end)
             if home is not None:
                 entries.setdefault(alone.start, home)
             found = emulate(self.model, code, entries, callable=False)
@@ -125,7 +143,7 @@ class Functions:
         entries = self._entries(alone, lambda table: None)
         if not entries:
             return alone
-        return emulate(self.model, self._code(alone.start, alone.end), entries)
+        return emulate(self.model, self._instructions(alone.start, alone.end), entries)
 
     def _entries(
         self, alone: Table, of_functions: Callable[[Table], Table | None]
@@ -145,11 +163,75 @@ class Functions:
     def _jumps_into(self, start: int, end: int) -> list[tuple[int, int]]:
         if self._jumps is None:
             found: list[tuple[int, int]] = []
-            for segment in self.image.segments:
-                if segment.executable:
-                    found += self.model.jumps(segment.data, segment.vaddr)
+            for low, code in self._code:
+                found += self.model.jumps(code, low)
             found.sort()
             self._jumps = [target for target, _ in found], [source for _, source in found]
         targets, sources = self._jumps
-        low, high = bisect_left(targets, start), bisect_left(targets, end)
-        return [(sources[n], targets[n]) for n in range(low, high) if not start <= sources[n] < end]
+        first, last = bisect_left(targets, start), bisect_left(targets, end)
+        return [(sources[n], targets[n]) for n in range(first, last) if not start <= sources[n] < end]
+
+
+def find_starts(image: Image, model: CodeModel, untold: bool = False) -> Iterator[int]:
+    """Where functions of an image seem to start; `untold`: judged by the code alone.
+
+    Symbols and FDEs know. The code tells by its direct calls, by addresses of code that it takes
+    or that lie in data, and by what begins like a function behind a gap.
+    """
+    told = () if untold else set(_told(image))
+    yield from told
+    if told:
+        return
+    for low, code in _code(image):
+        yield low
+        for start in model.starts(code, low):
+            if low <= start < low + len(code):
+                yield start
+    for segment in image.segments:
+        if not segment.executable:
+            for pointer in _pointers(image, segment.data):
+                # Jump tables hold addresses too, but of what is seldom aligned behind a gap.
+                if model.begins(image.at(pointer - 8), pointer):
+                    yield pointer
+    entry = image.elf.header.entry
+    if image.executable(entry):
+        yield entry
+
+
+def _code(image: Image) -> list[tuple[int, memoryview]]:
+    """Where code lies, and the code.
+
+    Segments hold other things too: some linkers put constants into the one with the code.
+    """
+    wanted = SHF.ALLOC | SHF.EXECINSTR
+    sections = [s for s in image.elf.sections if s.flags & wanted == wanted and s.vaddr]
+    if sections:
+        return [(s.vaddr, image.at(s.vaddr, s.size)) for s in sections]
+    return [(s.vaddr, s.data) for s in image.segments if s.executable]
+
+
+def _told(image: Image) -> Iterator[int]:
+    for symbol in image.symbols:
+        if symbol.kind in _CODE and image.executable(symbol.vaddr):
+            yield symbol.vaddr
+    for section in image.frame_sections:
+        for entry in section.entries():
+            if isinstance(entry, Fde) and entry.start < entry.end:
+                yield entry.start
+                yield entry.end
+
+
+def _pointers(image: Image, data: memoryview) -> Iterator[int]:
+    """The words of some data that may be addresses of functions.
+
+    Tables of functions hold them as they are, the relocations of a PIE as addends.
+    """
+    header = image.elf.header
+    word, code = (8, "Q") if header.elf_class == 64 else (4, "I")
+    words = array(code, bytes(data[: len(data) // word * word]))
+    if header.byteorder != sys.byteorder:
+        words.byteswap()
+    for segment in image.segments:
+        if segment.executable:
+            low, high = segment.vaddr, segment.vaddr + segment.memory_size
+            yield from {value for value in words if low <= value < high}

@@ -10,17 +10,19 @@ from unwind.registers import Registers
 from unwind.rules import InRegister, NoRow, SameValue
 from unwind.snapshot import Place
 from unwind.sources.cfi import CfiSource
+from unwind.sources.emulation import EmulationSource
 from unwind.sources.entry import EntrySource
 from unwind.sources.frame_pointer import FramePointerSource
+from unwind.sources.scan import ScanSource
 from unwind.sources.trampoline import TrampolineSource
 from unwind.step import apply
 from unwind.values import Value
 
-__all__ = ["DEFAULT_LIMIT", "Step", "Stop", "Unwinder", "default_sources", "unwind"]
+__all__ = ["DEFAULT_LIMIT", "METHODS", "Step", "Stop", "Unwinder", "default_sources", "unwind"]
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Callable, Iterable
 
     from unwind.architecture import Architecture
     from unwind.modules import Module
@@ -70,12 +72,30 @@ def unwind(snapshot: Snapshot, limit: int = DEFAULT_LIMIT) -> Stack:
     return Unwinder(snapshot.space.arch, limit=limit).unwind(snapshot)
 
 
+# The sources of rows by the trust of what they find, best first.
+METHODS: dict[str, Callable[[Architecture], RowSource]] = {
+    Trust.CFI: CfiSource,
+    Trust.TRAMPOLINE: TrampolineSource,
+    Trust.EMULATION: EmulationSource,
+    Trust.LINK_REGISTER: EntrySource,
+    Trust.FRAME_POINTER: FramePointerSource,
+    Trust.SCAN: ScanSource,
+}
+
+# These know what they say; the others conclude it.
+_KNOWING = (Trust.CFI, Trust.TRAMPOLINE, Trust.LINK_REGISTER)
+
+
 def default_sources(arch: Architecture, fallback: bool = True) -> list[RowSource]:
-    """The sources of rows, best first; without `fallback` only those that know, not guess."""
-    sources: list[RowSource] = [CfiSource(arch), TrampolineSource(arch), EntrySource(arch)]
-    if fallback:
-        sources.append(FramePointerSource(arch))
-    return sources
+    """The sources of rows, best first; without `fallback` only those that know, not guess.
+
+    A scan is for those who ask for it: it finds what may have been a return address once.
+    """
+    return [
+        make(arch)
+        for trust, make in METHODS.items()
+        if trust != Trust.SCAN and (fallback or trust in _KNOWING)
+    ]
 
 
 class Unwinder:
@@ -117,8 +137,9 @@ class Unwinder:
     def innermost(self, snapshot: Snapshot) -> Place:
         """The place of frame 0. UnknownRegister where the snapshot has no pc."""
         registers = Registers(snapshot.registers)
-        pc = self.arch.innermost(self.arch, registers)
-        return _place(snapshot.space, registers, snapshot.memory, pc, pc, False)
+        lookup_pc = self.arch.innermost(self.arch, registers)
+        pc = self.arch.code_address(registers[self.arch.pc])
+        return _place(snapshot.space, registers, snapshot.memory, pc, lookup_pc, False)
 
     def place(self, snapshot: Snapshot, frame: Frame) -> Place:
         """The place of a frame that a walk of `snapshot` found."""
@@ -134,7 +155,7 @@ class Unwinder:
         pc = step.caller.pc
         assert pc is not None, "a Step has a caller; without one there is a Stop"
         called = not step.row.signal
-        lookup_pc = pc - self.arch.call_size if called else pc
+        lookup_pc = self.arch.call_before(step.caller.return_address) if called else pc
         return _place(place.space, step.caller.registers, place.memory, pc, lookup_pc, called)
 
     def step(self, place: Place) -> Step | Stop:
@@ -172,7 +193,9 @@ class Unwinder:
         if row.signal and (pc or caller.registers.get(self.arch.sp)):
             return None  # whatever was interrupted, a call through a null pointer included
         if pc == 0:
-            damage = self._damage(place, caller.cfa) if trust in _STRONG else ""
+            damage = self._damage(place, caller.cfa)
+            if damage and trust not in _STRONG:
+                return NoRow(f"it leads to zero, {damage}")
             if damage:
                 return End.NO_MODULE, f"the return address of {place.pc:#x} is zero, {damage}"
             return End.OUTERMOST, "the return address is zero"
@@ -289,12 +312,10 @@ def _place(
 def _frame(place: Place, trust: str, result: Step | Stop) -> Frame:
     cfa = result.caller.cfa if isinstance(result, Step) else result.cfa
     signal = result.row is not None and result.row.signal
-    arch = place.space.arch
-    lookup_pc = place.pc - arch.call_size if place.called else place.pc
     if result.trust == Trust.TRAMPOLINE and trust != Trust.CONTEXT:
         trust = Trust.TRAMPOLINE  # what is at pc is known by its bytes alone
     return Frame(
-        place.pc, lookup_pc, place.registers, place.module, trust, place.called, cfa, signal
+        place.pc, place.lookup_pc, place.registers, place.module, trust, place.called, cfa, signal
     )
 
 

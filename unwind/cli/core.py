@@ -17,9 +17,11 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence
     from typing import NoReturn
 
+    from unwind.architecture import Architecture
     from unwind.cli.options import Options, Parser
     from unwind.explanation import Explanation
     from unwind.frames import Frame
+    from unwind.protocols import RowSource
     from unwind.snapshot import Snapshot
     from unwind.transports.core import CoreSource
 
@@ -66,6 +68,17 @@ def _declare(parser: Parser) -> None:
     )
     group.add_argument(
         "--no-fallback", action="store_true", help="no guesses where a module has no CFI"
+    )
+    group.add_argument(
+        "--methods",
+        metavar="M,...",
+        help="the sources of rows and their order; all are cfi, trampoline, pdr, emulation, "
+        "link_register, frame_pointer, scan",
+    )
+    group.add_argument(
+        "--scan",
+        action="store_true",
+        help="where all else fails, look through the stack for what may be a return address",
     )
     group.add_argument(
         "--strict",
@@ -142,17 +155,31 @@ def _command(options: Options) -> int:
         return _Report(options, source).print()
 
 
+def _sources(options: Options, arch: Architecture) -> list[RowSource]:
+    """The sources of rows that the options choose."""
+    from unwind.unwinder import METHODS, default_sources
+
+    if options.methods is None:
+        sources = default_sources(arch, fallback=not options.no_fallback)
+        return [*sources, METHODS["scan"](arch)] if options.scan else sources
+    names = options.methods.split(",")
+    unknown = [name for name in names if name not in METHODS]
+    if unknown:
+        raise SourceError(f"--methods: no {unknown[0]!r}", hint=f"there are {', '.join(METHODS)}")
+    return [METHODS[name](arch) for name in names]
+
+
 class _Report:
     """One run of the command over one opened core."""
 
     def __init__(self, options: Options, source: CoreSource):
         from unwind.symbols.names import Names
         from unwind.symbols.table import TableSymbolizer
-        from unwind.unwinder import DEFAULT_LIMIT, Unwinder, default_sources
+        from unwind.unwinder import DEFAULT_LIMIT, Unwinder
 
         self.options = options
         self.source = source
-        sources = default_sources(source.arch, fallback=not options.no_fallback)
+        sources = _sources(options, source.arch)
         self.unwinder = Unwinder(source.arch, sources, options.max_frames or DEFAULT_LIMIT)
         self.names = Names(TableSymbolizer())
 

@@ -1,0 +1,91 @@
+"""Analysis of the code as a source of rows: follow the function from its start to the place."""
+
+from __future__ import annotations
+
+from unwind.errors import UnwindError
+from unwind.frames import Trust
+from unwind.rules import NoRow
+
+__all__ = ["EmulationSource"]
+
+# A function that a call in the stack points to is followed no further than this, in bytes.
+_LONGEST = 65536
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from unwind.architecture import Architecture
+    from unwind.emulate import CodeModel
+    from unwind.functions import Functions
+    from unwind.image import Image
+    from unwind.rules import Row
+    from unwind.snapshot import Place
+
+
+class EmulationSource:
+    """Rows from what the instructions do, for code that nobody described.
+
+    Nothing is loaded before the first place without a better row asks: capstone alone takes
+    longer to import than most cores to unwind.
+    """
+
+    trust = Trust.EMULATION
+    shared = True
+
+    def __init__(self, arch: Architecture):
+        self.arch = arch
+        self._functions: dict[Image, Functions] = {}
+        self._lacking = ""  # what keeps this source from working at all
+
+    def row(self, place: Place) -> Row | NoRow:
+        """The row that the code before the place comes to."""
+        if place.image is None:
+            return NoRow("there is no code to look at")
+        if not place.image.executable(place.vaddr):
+            return NoRow(f"{place.vaddr:#x} is not executable")
+        functions = self._functions_of(place.image)
+        if functions is None:
+            return NoRow(self._lacking)
+        try:
+            table = functions.table(place.vaddr)
+        except UnwindError as error:
+            return NoRow(str(error))
+        if table is None:
+            return NoRow(f"where the function around {place.vaddr:#x} starts is not known")
+        row = table.row(place.vaddr, place.called)
+        if row is None:
+            return NoRow(f"the code from {table.start:#x} on does not tell where the CFA is")
+        return row
+
+    def start_of(self, image: Image, vaddr: int) -> int | None:
+        """Where the function around `vaddr` starts, None where nobody knows."""
+        functions = self._functions_of(image)
+        bounds = functions.bounds(vaddr) if functions is not None else None
+        return bounds[0] if bounds is not None else None
+
+    def row_from(self, image: Image, start: int, vaddr: int, called: bool) -> Row | None:
+        """The row at `vaddr` of a function that is taken to begin at `start`."""
+        functions = self._functions_of(image)
+        if functions is None or not start <= vaddr < start + _LONGEST:
+            return None
+        return functions.row_from(start, vaddr, called)
+
+    def _functions_of(self, image: Image) -> Functions | None:
+        found = self._functions.get(image)
+        if found is None and not self._lacking:
+            model = self._model()
+            if model is None:
+                return None
+            from unwind.disassembly import disassembler
+            from unwind.functions import Functions
+
+            try:
+                found = self._functions[image] = Functions(image, model, disassembler(model))
+            except UnwindError as error:
+                self._lacking = str(error)
+        return found
+
+    def _model(self) -> CodeModel | None:
+        if self.arch.code_model is None:
+            self._lacking = f"no code model for {self.arch.name}"
+            return None
+        return self.arch.code_model()
