@@ -5,6 +5,7 @@ from __future__ import annotations
 import mmap
 import os
 import sys
+from itertools import chain
 from stat import S_ISREG
 
 from unwind.cli.plumbing import warn
@@ -23,7 +24,7 @@ __all__ = ["report"]
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Mapping, Sequence
+    from collections.abc import Iterable, Iterator, Mapping
 
     from unwind.cli.options import Options
     from unwind.dwarf.cfi import FrameSection
@@ -33,11 +34,11 @@ if TYPE_CHECKING:
 def report(options: Options) -> None:
     """Print what the options ask for; SourceError or FormatError where that cannot be had."""
     image = _open(options.file)
-    sections = [
-        section for section in image.frame_sections if options.section in (None, section.kind)
-    ]
-    if not sections:
+    found = (each for each in image.frame_sections if options.section in (None, each.kind))
+    first = next(found, None)
+    if first is None:
         raise _no_cfi(image.elf, options.file, options.section)
+    sections = chain([first], found)  # the later ones may have to be decompressed: not for nothing
     made = _Report(options, image)
     if options.address is None:
         made.all(sections)
@@ -83,7 +84,7 @@ class _Report:
         names, self.vendor_opcodes = _machine(image.elf)
         self.tables = Tables(names, self.vendor_opcodes, self._complain)
 
-    def all(self, sections: Sequence[FrameSection]) -> None:
+    def all(self, sections: Iterable[FrameSection]) -> None:
         """Print whole sections; what cannot be read of them is told when the rest is out."""
         unreadable = None
         for section in sections:
@@ -100,7 +101,7 @@ class _Report:
         if unreadable is not None:
             raise unreadable
 
-    def place(self, sections: Sequence[FrameSection], vaddr: int) -> None:
+    def place(self, sections: Iterable[FrameSection], vaddr: int) -> None:
         """Print what is in effect at one address."""
         for section in sections:
             fde = section.find(vaddr)
