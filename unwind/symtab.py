@@ -16,6 +16,7 @@ from __future__ import annotations
 
 from bisect import bisect_left, bisect_right
 from itertools import compress
+from operator import add
 from struct import Struct
 
 from unwind.elf import DT, SHT, Elf
@@ -54,6 +55,7 @@ _LONGEST_CHAIN = 1 << 16  # bytes of one bucket's chain in DT_GNU_HASH
 _MOST_ALIASES = 1000  # of one place that are compared
 _BEYOND = 1 << 65  # no symbol ends there: start and size are 64-bit numbers
 _BLOCK = 256
+_FEW = 8192  # symbols of which an index is made at once: it takes 1 ms, a scan one third
 _DEAD = -1  # as the end of a symbol that turned out to be none
 
 # st_info to 1 where such a symbol may name a place: no sections, files or thread-local data.
@@ -216,9 +218,8 @@ class _Index:
         places = list(compress(range(high - low), table.eligible(low, high)))
         places.sort(key=starts.__getitem__)
         self.starts = list(map(starts.__getitem__, places))
-        self.ends = [start + sizes[at] for start, at in zip(self.starts, places, strict=True)]
+        self.ends = ends = list(map(add, self.starts, map(sizes.__getitem__, places)))
         self.order = [at + low for at in places]
-        ends = self.ends
         self._blocks = [max(ends[at : at + _BLOCK]) for at in range(0, len(ends), _BLOCK)]
 
     def rightmost(self, position: int, bound: int) -> int:
@@ -269,7 +270,7 @@ class _Run:
         """
         if self.low >= self.high:
             return -1, []
-        if not self._asked:
+        if not self._asked and self.high - self.low > _FEW:
             self._asked = True
             return self._scan(vaddr)
         index = self._indexed()
@@ -299,7 +300,8 @@ class _Run:
         """
         if self.low >= self.high:
             return -1, []
-        if self._index is None and (found := self._scan_nearest(vaddr)):
+        many = self.high - self.low > _FEW
+        if many and self._index is None and (found := self._scan_nearest(vaddr)):
             return found
         index = self._indexed()
         place = bisect_right(index.starts, vaddr)

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import sys
 from bisect import bisect_right
-from struct import Struct
 
 from unwind.dwarf.constants import DW_EH_PE
 from unwind.dwarf.reader import Encoding, Reader
@@ -30,11 +30,11 @@ class SearchTable:
     """
 
     __slots__ = (
-        "_base",
         "_data",
         "_encoding",
         "_first",
-        "_number",
+        "_mask",
+        "_numbers",
         "_table",
         "_width",
         "count",
@@ -67,13 +67,16 @@ class SearchTable:
         self._table = table
         self._width = width
         self._first = reader.at  # where the first entry lies
-        # What linkers write is searched as it lies, where numbers sort as addresses do; the rest
-        # is read pointer by pointer.
+        # What linkers write is searched as it lies, where numbers sort as addresses do and are in
+        # this machine's byte order; the rest is read pointer by pointer.
         signed = (table & DW_EH_PE.signed) != 0
         sorts = {(DW_EH_PE.absptr, False): 0, (DW_EH_PE.datarel, True): vaddr}
-        self._base = sorts.get((table & 0x70, signed))
-        order = "<" if byteorder == "little" else ">"
-        self._number = Struct(order + _CODES.get((width, signed), "x"))
+        base, code = sorts.get((table & 0x70, signed)), _CODES.get((width, signed))
+        self._numbers: tuple[int, memoryview] | None = None
+        if base is not None and code is not None and byteorder == sys.byteorder:
+            end = self._first + 2 * width * self.count
+            self._numbers = base, memoryview(data)[self._first : end].cast(code)
+        self._mask = (1 << 8 * address_size) - 1
 
     def find(self, vaddr: int) -> tuple[int, int] | None:
         """The last entry (start of the code, vaddr of its FDE) that starts at or before `vaddr`.
@@ -81,8 +84,15 @@ class SearchTable:
         None where there is none. In an unsorted table the answer is any entry, so the caller
         compares it with the FDE it leads to.
         """
+        if self._numbers is not None:
+            base, numbers = self._numbers
+            entry = bisect_right(numbers[::2], vaddr - base) - 1
+            if entry < 0:
+                return None
+            start, place = numbers[2 * entry] + base, numbers[2 * entry + 1] + base
+            return start & self._mask, place & self._mask
         try:
-            entry = self._search(vaddr)
+            entry = bisect_right(range(self.count), vaddr, key=lambda n: self._pointer(2 * n)) - 1
             return (self._pointer(2 * entry), self._pointer(2 * entry + 1)) if entry >= 0 else None
         except FormatError:
             return None
@@ -96,14 +106,6 @@ class SearchTable:
     def _pads(table: int, width: int, address_size: int) -> bool:
         """Whether aligned pointers are narrower than what they are aligned to."""
         return table & 0x70 == DW_EH_PE.aligned and width % address_size != 0
-
-    def _search(self, vaddr: int) -> int:
-        if self._base is None:
-            return bisect_right(range(self.count), vaddr, key=lambda n: self._pointer(2 * n)) - 1
-        data, first, step, read = self._data, self._first, 2 * self._width, self._number.unpack_from
-        wanted = vaddr - self._base
-        starts = range(first, first + step * self.count, step)
-        return bisect_right(starts, wanted, key=lambda at: read(data, at)[0]) - 1
 
     def _pointer(self, n: int) -> int:
         """The n-th pointer of the table, whose entries are pairs of them."""
