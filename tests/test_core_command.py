@@ -188,6 +188,21 @@ def test_explain_tells_what_was_refused_first(crashed: Crashes) -> None:
     assert "row      link_register: " in text
 
 
+def test_cross_check_sets_the_sources_side_by_side(recursion: Crash) -> None:
+    text = printed(recursion, "--cross-check", "-n", "6")
+    assert len(re.findall(r"^ +cfi +CFA 0x[0-9a-f]+, caller 0x[0-9a-f]+$", text, re.M)) == 6
+    assert (
+        len(re.findall(r"^ +emulation +CFA 0x[0-9a-f]+, caller 0x[0-9a-f]+, agrees$", text, re.M))
+        == 6
+    )
+    frames = document(recursion, "--cross-check")["threads"][0]["frames"]
+    for frame in frames[:-1]:
+        said = {found["source"]: found for found in frame["explain"]["cross_check"]}
+        assert said["cfi"]["pc"] == said["emulation"]["pc"] or "pc" not in said["emulation"]
+    agreeing = [f["explain"]["cross_check"][0]["agrees"] for f in frames[:-1]]
+    assert all(agreeing)
+
+
 def test_no_fallback_refuses_to_guess(crashed: Crashes) -> None:
     crash = named(crashed, "frame-pointers")
     assert "[emulation]" in printed(crash)

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 from unwind.errors import MemoryFault, UnwindError
-from unwind.explanation import Explanation, RuleExplanation
+from unwind.explanation import Explanation, Opinion, RuleExplanation
 from unwind.formulas import cfa_formula, rule_formula
 from unwind.memory import Recording
-from unwind.step import Activation
+from unwind.rules import NoRow
+from unwind.step import Activation, apply
 
-__all__ = ["explain"]
+__all__ = ["cross_check", "explain"]
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from unwind.snapshot import Place
+    from unwind.step import Caller
     from unwind.unwinder import Unwinder
 
 
@@ -46,3 +48,23 @@ def explain(unwinder: Unwinder, place: Place) -> Explanation:
             RuleExplanation(name(number), rule_formula(rule, name), address, value, problem)
         )
     return Explanation(row, result.trust, tuple(rules), result.refused)
+
+
+def cross_check(unwinder: Unwinder, place: Place) -> tuple[Opinion, ...]:
+    """What each source of `unwinder` makes of `place`, best source first."""
+    bias = place.module.bias if place.module is not None else 0
+    opinions: list[Opinion] = []
+    first: Caller | None = None
+    for trust, row in unwinder.lookup.rows_at(place):
+        if isinstance(row, NoRow):
+            opinions.append(Opinion(trust, problem=row.reason))
+            continue
+        try:
+            caller = apply(row, place.registers, place.memory, unwinder.arch, bias)
+        except UnwindError as error:
+            opinions.append(Opinion(trust, problem=str(error)))
+            continue
+        first = first or caller
+        agrees = (caller.cfa, caller.pc) == (first.cfa, first.pc)
+        opinions.append(Opinion(trust, caller.cfa, caller.pc, agrees=agrees))
+    return tuple(opinions)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from unwind.values import Value
 
-__all__ = ["Explanation", "RuleExplanation"]
+__all__ = ["Explanation", "Opinion", "RuleExplanation"]
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -32,3 +32,16 @@ class Explanation(Value):
     trust: str
     rules: tuple[RuleExplanation, ...]
     refused: tuple[tuple[str, NoRow], ...]
+
+
+class Opinion(Value):
+    """What one source of rows makes of a place: a caller and a CFA, or a `problem`.
+
+    `agrees`: with the best source that has an opinion, which the walk goes by.
+    """
+
+    trust: str
+    cfa: int | None = None
+    pc: int | None = None
+    problem: str = ""
+    agrees: bool = False

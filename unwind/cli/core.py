@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
     from unwind.architecture import Architecture
     from unwind.cli.options import Options, Parser
-    from unwind.explanation import Explanation
+    from unwind.explanation import Explanation, Opinion
     from unwind.frames import Frame
     from unwind.protocols import RowSource
     from unwind.snapshot import Snapshot
@@ -110,6 +110,11 @@ def _add_output_options(parser: Parser) -> None:
         action="store_true",
         help="for each frame the row and its rules, what they read, and what was refused",
     )
+    group.add_argument(
+        "--cross-check",
+        action="store_true",
+        help="for each frame what every source of rows makes of it, agreeing or not",
+    )
     group.add_argument("-q", "--quiet", action="store_true", help="no header")
 
 
@@ -175,13 +180,15 @@ class _Report:
     def __init__(self, options: Options, source: CoreSource):
         from unwind.symbols.names import Names
         from unwind.symbols.table import TableSymbolizer
-        from unwind.unwinder import DEFAULT_LIMIT, Unwinder
+        from unwind.unwinder import DEFAULT_LIMIT, METHODS, Unwinder
 
         self.options = options
         self.source = source
         sources = _sources(options, source.arch)
         self.unwinder = Unwinder(source.arch, sources, options.max_frames or DEFAULT_LIMIT)
         self.names = Names(TableSymbolizer())
+        # Who cross-checks asks all sources, whichever the walk goes by.
+        self.judge = Unwinder(source.arch, [make(source.arch) for make in METHODS.values()])
 
     def print(self) -> int:
         """Print what was asked for; 1 when strictness was asked for and not met."""
@@ -212,13 +219,16 @@ class _Report:
         return sorted(snapshots, key=lambda snapshot: not snapshot.crashed)
 
     def _json(self, snapshots: list[Snapshot]) -> bool:
-        from unwind.explain import explain
+        from unwind.explain import cross_check, explain
         from unwind.writers.json_document import document, dumps
 
         walked = [(snapshot, self.unwinder.unwind(snapshot)) for snapshot in snapshots]
 
         def how(snapshot: Snapshot, frame: Frame) -> Explanation:
             return explain(self.unwinder, self.unwinder.place(snapshot, frame))
+
+        def opinions(snapshot: Snapshot, frame: Frame) -> tuple[Opinion, ...]:
+            return cross_check(self.judge, self.judge.place(snapshot, frame))
 
         made = document(
             self.source,
@@ -227,6 +237,7 @@ class _Report:
             self.names.name,
             registers=self.options.registers,
             explain=how if self.options.explain else None,
+            cross_check=opinions if self.options.cross_check else None,
         )
         print(dumps(made))
         return all(stack.end == End.OUTERMOST for _, stack in walked)
@@ -249,7 +260,7 @@ class _Report:
         if options.modules:
             _put(writer.modules(self.source.space.modules))
         fast = FastUnwinder(self.unwinder)
-        exact = options.registers or options.explain
+        exact = options.registers or options.explain or options.cross_check
         complete = True
         progress = Progress("unwinding")
         for n, snapshot in enumerate(snapshots):
@@ -268,15 +279,19 @@ class _Report:
         return complete
 
     def _notes(self, snapshot: Snapshot) -> Callable[[Frame], Iterable[str]] | None:
-        """What --explain prints below a frame, None where it is not asked for."""
-        if not self.options.explain:
+        """What --explain and --cross-check print below a frame, None where neither is asked for."""
+        options = self.options
+        if not (options.explain or options.cross_check):
             return None
-        from unwind.explain import explain
-        from unwind.writers.explanation import explanation_lines
+        from unwind.explain import cross_check, explain
+        from unwind.writers.explanation import explanation_lines, opinion_lines
 
         def notes(frame: Frame) -> Iterator[str]:
             place = self.unwinder.place(snapshot, frame)
-            return explanation_lines(frame, explain(self.unwinder, place))
+            if options.explain:
+                yield from explanation_lines(frame, explain(self.unwinder, place))
+            if options.cross_check:
+                yield from opinion_lines(cross_check(self.judge, place))
 
         return notes
 

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from unwind.writers.escape import escape
 
-__all__ = ["explanation_lines"]
+__all__ = ["explanation_lines", "opinion_lines"]
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterable, Iterator
 
-    from unwind.explanation import Explanation
+    from unwind.explanation import Explanation, Opinion
     from unwind.frames import Frame
     from unwind.rules import Row
 
@@ -37,6 +37,19 @@ def explanation_lines(frame: Frame, said: Explanation) -> Iterator[str]:
         problem = f" ({escape(rule.problem)})" if rule.problem else ""
         formula = f"{rule.formula}{read}" if rule.formula[:1] == "[" else rule.formula
         yield f"{_INDENT}  {rule.name:<7}= {formula}{value}{problem}"
+
+
+def opinion_lines(opinions: Iterable[Opinion]) -> Iterator[str]:
+    """The lines of --cross-check: what each source of rows makes of a frame, side by side."""
+    first = True
+    for opinion in opinions:
+        if opinion.cfa is None:
+            yield f"{_INDENT}{opinion.trust:<14} no row: {escape(opinion.problem)}"
+            continue
+        caller = f"caller {opinion.pc:#x}" if opinion.pc is not None else "no caller"
+        verdict = "" if first else ", agrees" if opinion.agrees else ", DIFFERS"
+        yield f"{_INDENT}{opinion.trust:<14} CFA {opinion.cfa:#x}, {caller}{verdict}"
+        first = False
 
 
 def _origin(row: Row) -> str:

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from typing import Any
 
     from unwind.architecture import Architecture
-    from unwind.explanation import Explanation
+    from unwind.explanation import Explanation, Opinion
     from unwind.frames import Frame, Stack
     from unwind.modules import Module
     from unwind.snapshot import Snapshot, Source
@@ -31,6 +31,7 @@ def document(
     *,
     registers: bool = False,
     explain: Callable[[Snapshot, Frame], Explanation] | None = None,
+    cross_check: Callable[[Snapshot, Frame], tuple[Opinion, ...]] | None = None,
 ) -> dict[str, Any]:
     """The whole document as plain dicts and lists; addresses are hexadecimal strings."""
     listed = list(modules)
@@ -45,6 +46,9 @@ def document(
             }
         if explain is not None:
             found["explain"] = explanation(explain(snapshot, frame))
+        if cross_check is not None:
+            opinions = [_opinion(opinion) for opinion in cross_check(snapshot, frame)]
+            found.setdefault("explain", {})["cross_check"] = opinions
         return found
 
     stacks = [
@@ -156,6 +160,16 @@ def _end(stack: Stack) -> dict[str, Any]:
     if stack.detail:
         end["detail"] = _text(stack.detail)
     return end
+
+
+def _opinion(opinion: Opinion) -> dict[str, Any]:
+    found: dict[str, Any] = {"source": opinion.trust}
+    if opinion.cfa is None:
+        found["problem"] = _text(opinion.problem)
+        return found
+    found["cfa"], found["agrees"] = hex(opinion.cfa), opinion.agrees
+    found["pc"] = hex(opinion.pc) if opinion.pc is not None else None
+    return found
 
 
 def explanation(said: Explanation) -> dict[str, Any]:
