@@ -27,7 +27,7 @@ FRAME = re.compile(r"^#(\d+) +0x([0-9a-f]{16}) (.*)$", re.M)
 
 CASES = (
     "recursion threads stack-overflow noexcept handler-on-altstack gcore vla-alloca-realigned "
-    "cut-in-half null-pointer frame-pointers no-pie"
+    "cut-in-half null-pointer frame-pointers no-pie noexcept-clang"
 ).split()
 
 
@@ -209,6 +209,27 @@ def test_no_fallback_refuses_to_guess(crashed: Crashes) -> None:
     without = printed(crash, "--no-fallback")
     assert "[" not in without
     assert "stack ends here: no-row" in without
+
+
+WITHOUT_CAPSTONE = """
+import sys
+sys.modules["capstone"] = None  # its import fails as where it is not installed
+from unwind.cli.core import main
+sys.exit(main(sys.argv[1:]))
+"""
+
+
+def test_without_capstone_the_end_says_so(crashed: Crashes) -> None:
+    crash = named(crashed, "noexcept-clang")  # has a function without CFI and frame pointer
+    text = python("-c", WITHOUT_CAPSTONE, str(crash.core)).stdout
+    assert "stack ends here: no-row" in text
+    assert "the analysis of code needs the Python package 'capstone'" in text
+
+
+def test_capstone_is_loaded_when_a_frame_needs_it(crashed: Crashes) -> None:
+    code = WITHOUT_CAPSTONE.replace("= None", "= sys")  # would fail when it is used
+    ran = python("-c", code, str(named(crashed, "recursion").core), "--strict")
+    assert ran.returncode == 0, ran.stderr
 
 
 def test_methods_choose_and_order_the_sources_of_rows(crashed: Crashes) -> None:

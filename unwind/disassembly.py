@@ -24,7 +24,7 @@ def disassembler(model: CodeModel) -> Disassemble:
     try:
         import capstone
     except ImportError:
-        raise MissingPackage("capstone", "the analysis of code", "") from None
+        raise MissingPackage("capstone", "the analysis of code") from None
     family, modes = model.capstone
     mode = 0
     for name in modes:

@@ -82,17 +82,15 @@ class SourceError(UnwindError):
 
 
 class MissingPackage(UnwindError):
-    """An optional package is needed for this input: `package`, and the `extra` that brings it."""
+    """A package is needed for this input: `package`, and the `extra` that brings an optional one."""
 
-    def __init__(self, package: str, purpose: str, extra: str):
+    def __init__(self, package: str, purpose: str, extra: str = ""):
         super().__init__(package, purpose, extra)
         self.package, self.purpose, self.extra = package, purpose, extra
 
     def __str__(self) -> str:
-        return (
-            f"{self.purpose} needs the Python package {self.package!r} "
-            f"(pip install 'unwind-core[{self.extra}]')"
-        )
+        install = f"'unwind-core[{self.extra}]'" if self.extra else self.package
+        return f"{self.purpose} needs the Python package {self.package!r} (pip install {install})"
 
 
 def never(value: NoReturn) -> NoReturn:
