@@ -511,11 +511,15 @@ class Elf:
                     return vaddr
         return None
 
+    def machine_name(self) -> str:
+        """X86_64 for EM_X86_64, "" for what is not in `EM`."""
+        machine = self.header.machine
+        return next((name for name, number in vars(EM).items() if number == machine), "")
+
     def describe(self) -> str:
         """The machine, class, byte order and flags in words, for refusals."""
-        header = self.header
-        names = [f"EM_{name}" for name, number in vars(EM).items() if number == header.machine]
-        machine = f"{names[0]} ({header.machine})" if names else str(header.machine)
+        header, name = self.header, self.machine_name()
+        machine = f"EM_{name} ({header.machine})" if name else str(header.machine)
         return (
             f"machine {machine}, ELF{header.elf_class}, {header.byteorder} endian, "
             f"flags {header.flags:#x}"
