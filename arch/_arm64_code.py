@@ -229,9 +229,7 @@ def _arithmetic(sign: int) -> Callable[[Machine, str], None]:
             kind, _, bits = shift[0].partition(" #")
             known = kind in ("lsl", "uxtx") and bits.isdigit()
             other = (CONSTANT, other[1] << int(bits)) if known else None
-        if not known or other is None:
-            machine.set(number, None)
-        elif value[0] == CONSTANT and number not in _SCRATCH:
+        if not known or other is None or (value[0] == CONSTANT and number not in _SCRATCH):
             machine.set(number, None)
         else:
             machine.set(number, (value[0], value[1] + sign * other[1]))

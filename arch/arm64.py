@@ -9,6 +9,8 @@ __all__ = ["ARCH"]
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from unwind.emulate import CodeModel
 
 # DWARF numbers: AADWARF64 §4.1; those without a name in readelf are named here.
@@ -37,7 +39,7 @@ _DEFAULTS: dict[int, Rule] = {SP: ValOffset(0), **dict.fromkeys(_LOST, Undefined
 
 
 def _row(
-    note: str, cfa: CfaRegister, rules: dict[int, Rule], column: int, signal: bool = False
+    note: str, cfa: CfaRegister, rules: Mapping[int, Rule], column: int, signal: bool = False
 ) -> Row:
     return Row(0, 0, cfa, rules, column, Origin("abi", note=note), signal=signal)
 

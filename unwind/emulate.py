@@ -161,7 +161,17 @@ class Machine:
 class Table:
     """The states of one function's instructions, and the rows they come to."""
 
-    __slots__ = ("_model", "_starts", "_states", "end", "leaves", "odd", "orphans", "start")
+    __slots__ = (
+        "_called",
+        "_model",
+        "_starts",
+        "_states",
+        "end",
+        "leaves",
+        "odd",
+        "orphans",
+        "start",
+    )
 
     def __init__(
         self,
@@ -203,8 +213,7 @@ class Table:
         if state is None:
             return None
         if called not in state.made:
-            red_zone = 0 if called else self._model.red_zone
-            state.made[called] = _row(state, self._model, self.start, red_zone)
+            state.made[called] = _row(state, self._model, self.start, called)
         row = state.made[called]
         if row is None:
             return None
@@ -373,8 +382,12 @@ class _Run:
         return max(states, key=lambda state: counts[id(state)], default=None)
 
 
-def _row(state: State, model: CodeModel, function: int, red_zone: int) -> Row | None:
-    """The rules that a state comes to, None where nothing known carries the CFA."""
+def _row(state: State, model: CodeModel, function: int, called: bool) -> Row | None:
+    """The rules that a state comes to, None where nothing known carries the CFA.
+
+    `called`: the instruction is a call and under way, so a link register is lost already.
+    """
+    red_zone = 0 if called else model.red_zone
     cfa = _cfa(state, model)
     if cfa is None:
         return None
@@ -399,8 +412,8 @@ def _row(state: State, model: CodeModel, function: int, red_zone: int) -> Row | 
         elif not kept:
             rules[register] = Undefined()
     column = model.return_address
-    if state.registers.get(column) != (RETURN_ADDRESS, 0):
-        rule = _return_address(where, state, model)
+    if called or state.registers.get(column) != (RETURN_ADDRESS, 0):
+        rule = _return_address(where, state, model, called)
         if rule is None:
             return None
         rules[column] = rule
@@ -408,7 +421,9 @@ def _row(state: State, model: CodeModel, function: int, red_zone: int) -> Row | 
     return Row(0, 0, cfa, rules, column, origin)
 
 
-def _return_address(where: Mapping[int, Symbolic], state: State, model: CodeModel) -> Rule | None:
+def _return_address(
+    where: Mapping[int, Symbolic], state: State, model: CodeModel, called: bool
+) -> Rule | None:
     """Where the return address is, if not in its own register; None where nowhere."""
     for symbol in (RETURN_ADDRESS, *model.return_carriers):
         saved = where.get(symbol)
@@ -416,7 +431,7 @@ def _return_address(where: Mapping[int, Symbolic], state: State, model: CodeMode
         if rule is not None:
             return rule
         for register, value in state.registers.items():
-            if value == (RETURN_ADDRESS, 0):
+            if value == (RETURN_ADDRESS, 0) and (not called or register in model.saved):
                 return InRegister(register)
     return None
 

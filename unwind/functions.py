@@ -169,7 +169,9 @@ class Functions:
             self._jumps = [target for target, _ in found], [source for _, source in found]
         targets, sources = self._jumps
         first, last = bisect_left(targets, start), bisect_left(targets, end)
-        return [(sources[n], targets[n]) for n in range(first, last) if not start <= sources[n] < end]
+        return [
+            (sources[n], targets[n]) for n in range(first, last) if not start <= sources[n] < end
+        ]
 
 
 def find_starts(image: Image, model: CodeModel, untold: bool = False) -> Iterator[int]:
@@ -214,6 +216,8 @@ def _told(image: Image) -> Iterator[int]:
     for symbol in image.symbols:
         if symbol.kind in _CODE and image.executable(symbol.vaddr):
             yield symbol.vaddr
+    if image.procedures is not None:
+        yield from (start for start in image.procedures.starts if image.executable(start))
     for section in image.frame_sections:
         for entry in section.entries():
             if isinstance(entry, Fde) and entry.start < entry.end:
