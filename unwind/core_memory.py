@@ -47,14 +47,22 @@ class CoreMemory:
         for _, flags, offset, start, file_size, memory_size, _ in sorted(loads, key=_by_address):
             if not (file_size or memory_size):
                 continue
-            if file_size:
-                self.expected = max(self.expected, offset + file_size)
+            held = file_size
+            if offset + file_size > size:  # the core is truncated
+                held = max(size - offset, 0)
+            if file_size and offset + file_size > self.expected:
+                self.expected = offset + file_size
+            if memory_size < file_size:
+                memory_size = file_size
             self._starts.append(start)
-            self._ends.append(min(start + max(min(file_size, size - offset), 0), _TOP))
-            self._promised.append(min(start + file_size, _TOP))
-            self._mapped.append(min(start + max(file_size, memory_size), _TOP))
+            self._ends.append(start + held)
+            self._promised.append(start + file_size)
+            self._mapped.append(start + memory_size)
             self._shifts.append(offset - start)
             self._flags.append(flags)
+        for ends in (self._ends, self._promised, self._mapped):
+            if ends and max(ends) > _TOP:
+                ends[:] = [min(end, _TOP) for end in ends]
         self.names: dict[int, str] = {}  # what was mapped at the start of a mapping
         self._file_starts: list[int] = []
         self._files: list[memoryview] = []

@@ -133,7 +133,8 @@ def _register_reader(
     if at > size:
         return lambda data: arch.registers(layout, data)
     record = Struct(("<" if arch.byteorder == "little" else ">") + text)
-    return lambda data: Registers(zip(numbers, record.unpack_from(data), strict=True))
+    unpack = record.unpack_from  # one number for each of `numbers`: to have that checked takes time
+    return lambda data: Registers(zip(numbers, unpack(data), strict=False))
 
 
 def _read_process(notes: CoreNotes, data: memoryview, arch: Architecture) -> None:
