@@ -14,11 +14,19 @@ __all__ = ["SearchTable"]
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from typing import Literal
 
     from unwind.protocols import ByteOrder
 
-_CODES = {(2, False): "H", (2, True): "h", (4, False): "I", (4, True): "i"}
-_CODES |= {(8, False): "Q", (8, True): "q"}
+# How memoryview calls a number of so many bytes, unsigned or signed.
+_CODES: dict[tuple[int, bool], Literal["H", "h", "I", "i", "Q", "q"]] = {
+    (2, False): "H",
+    (4, False): "I",
+    (8, False): "Q",
+    (2, True): "h",
+    (4, True): "i",
+    (8, True): "q",
+}
 
 
 class SearchTable:
