@@ -19,7 +19,7 @@ TABLE = """
     rules registers memory signals unpack dwarf.constants dwarf.reader
     emulate
     architecture dwarf.cfi dwarf.eh_frame_hdr dwarf.instructions elf
-    arch.* registry dwarf.rows dwarf.expression symtab relocations
+    arch.* registry dwarf.rows dwarf.expression symtab relocations pdr
     image step formulas
     modules functions disassembly
     space files frames explanation

@@ -183,12 +183,14 @@ class Table:
         odd: int,
         orphans: bool,
         leaves: list[tuple[int, State]],
+        called: Mapping[int, State],
     ):
         self._model = model
         self.start, self.end = start, end
         self.odd = odd  # what no function of its own would do to the stack
         self.orphans = orphans  # some code is reached by nothing that is known
         self.leaves = leaves  # jumps out of the function: where to, and the state there
+        self._called = called  # by the vaddr of a call: the state in which its delay slot leaves
         self._starts: list[int] = []
         self._states: list[State | None] = []
         last: object = self
@@ -198,8 +200,10 @@ class Table:
                 self._states.append(state)
                 last = state
 
-    def state(self, vaddr: int) -> State | None:
-        """What is known before the instruction at `vaddr`."""
+    def state(self, vaddr: int, called: bool = False) -> State | None:
+        """What is known before the instruction at `vaddr`, or while a call there is under way."""
+        if called and vaddr in self._called:
+            return self._called[vaddr]
         at = bisect_right(self._starts, vaddr) - 1
         return self._states[at] if at >= 0 else None
 
@@ -209,7 +213,7 @@ class Table:
         `called`: a call there is under way, so that what lies below the stack is lost.
         """
         at = bisect_right(self._starts, vaddr) - 1
-        state = self._states[at] if at >= 0 else None
+        state = self.state(vaddr, called)
         if state is None:
             return None
         if called not in state.made:
@@ -248,6 +252,7 @@ class _Run:
         self.order: list[int] = []  # a heap of pending numbers
         self.indirect: list[State] = []  # at jumps to nobody knows where
         self.leaves: list[tuple[int, State]] = []
+        self.called: dict[int, State] = {}  # past delay slots, by the vaddrs of calls
         self.odd = 0
 
     def table(self, entries: Mapping[int, State], callable: bool) -> Table:
@@ -261,7 +266,7 @@ class _Run:
         odd = self.odd  # of what is reached: beyond, states are guesses
         orphans = self.follow_orphans()
         start, end = code[0][0], code[-1][0] + code[-1][1]
-        return Table(model, start, end, code, self.states, odd, orphans, self.leaves)
+        return Table(model, start, end, code, self.states, odd, orphans, self.leaves, self.called)
 
     def wait(self, number: int, state: State) -> None:
         """The instruction can be reached with this state."""
@@ -332,6 +337,9 @@ class _Run:
             if register in machine.state.registers:
                 machine.set(register, None)
         machine.lost = ()
+        if machine.called:
+            machine.shared = True
+            self.called[self.code[number - 1][0]] = machine.state
         return annulled
 
     def disagree(self, one: State, other: State) -> bool:

@@ -6,6 +6,7 @@ from unwind.dwarf.cfi import Broken, FrameSection
 from unwind.dwarf.eh_frame_hdr import SearchTable
 from unwind.elf import DT, ET, PT, SHT
 from unwind.errors import FormatError, MemoryFault, UnwindError
+from unwind.pdr import procedures
 from unwind.symtab import symbols_of
 
 __all__ = ["FrameSections", "Image", "UnreadableSection"]
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
 
     from unwind.dwarf.cfi import Cie, Fde, Kind
     from unwind.elf import Elf, Section, Segment
+    from unwind.pdr import Procedures
     from unwind.symtab import SymbolTable
 
 
@@ -39,6 +41,7 @@ class Image:
         self._debug: tuple[Image | None] | None = None
         self._frames: dict[str, tuple[FrameSection, ...]] = {}
         self._symbols: SymbolTable | None = None
+        self._procedures: tuple[Procedures | None] | None = None
 
     def __repr__(self) -> str:
         return f"Image({self.path or self.elf.path!r})"
@@ -94,6 +97,14 @@ class Image:
             found = self._symbols = symbols_of(self.elf, self._debug_elf)
         return found
 
+    @property
+    def procedures(self) -> Procedures | None:
+        """The .pdr section, which only mips has, or None."""
+        found = self._procedures
+        if found is None:
+            found = self._procedures = (procedures(self.elf),)
+        return found[0]
+
     def _debug_elf(self) -> Elf | None:
         return self.debug.elf if self.debug is not None else None
 
@@ -104,13 +115,14 @@ class Image:
 
     @property
     def unwind_kinds(self) -> tuple[str, ...]:
-        """Which kinds of CFI there are, `eh_frame` and `debug_frame`.
+        """Which descriptions of frames there are: `eh_frame`, `debug_frame` and `pdr`.
 
-        The separate debug file counts where the image itself has none.
+        The separate debug file counts where the image itself has no CFI.
         """
         own = self._frames_of("eh_frame") + self._frames_of("debug_frame")
         kinds = [section.kind for section in own or self._frames_of("debug file")]
-        return tuple(dict.fromkeys(kinds))
+        pdr = ("pdr",) if self.procedures is not None else ()
+        return (*dict.fromkeys(kinds), *pdr)
 
     def _frames_of(self, place: str) -> tuple[FrameSection, ...]:
         """The sections of one of the `_PLACES`."""

@@ -7,12 +7,13 @@ from unwind.frames import End, Frame, Stack, Trust
 from unwind.lookup import Lookup
 from unwind.modules import State
 from unwind.registers import Registers
-from unwind.rules import InRegister, NoRow, SameValue
+from unwind.rules import InRegister, NoRow, Offset, SameValue
 from unwind.snapshot import Place
 from unwind.sources.cfi import CfiSource
 from unwind.sources.emulation import EmulationSource
 from unwind.sources.entry import EntrySource
 from unwind.sources.frame_pointer import FramePointerSource
+from unwind.sources.pdr import PdrSource
 from unwind.sources.scan import ScanSource
 from unwind.sources.trampoline import TrampolineSource
 from unwind.step import apply
@@ -76,6 +77,7 @@ def unwind(snapshot: Snapshot, limit: int = DEFAULT_LIMIT) -> Stack:
 METHODS: dict[str, Callable[[Architecture], RowSource]] = {
     Trust.CFI: CfiSource,
     Trust.TRAMPOLINE: TrampolineSource,
+    Trust.PDR: PdrSource,
     Trust.EMULATION: EmulationSource,
     Trust.LINK_REGISTER: EntrySource,
     Trust.FRAME_POINTER: FramePointerSource,
@@ -83,7 +85,7 @@ METHODS: dict[str, Callable[[Architecture], RowSource]] = {
 }
 
 # These know what they say; the others conclude it.
-_KNOWING = (Trust.CFI, Trust.TRAMPOLINE, Trust.LINK_REGISTER)
+_KNOWING = (Trust.CFI, Trust.TRAMPOLINE, Trust.PDR, Trust.LINK_REGISTER)
 
 
 def default_sources(arch: Architecture, fallback: bool = True) -> list[RowSource]:
@@ -138,7 +140,9 @@ class Unwinder:
         """The place of frame 0. UnknownRegister where the snapshot has no pc."""
         registers = Registers(snapshot.registers)
         lookup_pc = self.arch.innermost(self.arch, registers)
-        pc = self.arch.code_address(registers[self.arch.pc])
+        pc = registers[self.arch.pc]
+        if self.arch.compressed_call_size:
+            pc = self.arch.code_address(pc)  # elsewhere odd bits of a pc show where it went wild
         return _place(snapshot.space, registers, snapshot.memory, pc, lookup_pc, False)
 
     def place(self, snapshot: Snapshot, frame: Frame) -> Place:
@@ -161,6 +165,7 @@ class Unwinder:
     def step(self, place: Place) -> Step | Stop:
         """The step out of `place` by the best row that leads somewhere, or why there is none."""
         refused: list[tuple[str, NoRow]] = []
+        helpless: tuple[UnknownRegister, Row, str] | None = None
         for trust, row in self.lookup.rows_at(place):
             if isinstance(row, NoRow):
                 refused.append((trust, row))
@@ -168,6 +173,13 @@ class Unwinder:
             bias = place.module.bias if place.module is not None else 0
             try:
                 caller = apply(row, place.registers, place.memory, self.arch, bias)
+            except UnknownRegister as error:
+                # The row is right, but the walk has lost what it needs: a frame pointer alone
+                # tells no stack pointer. A weaker row that needs less may still lead on.
+                if trust in _STRONG and helpless is None:
+                    helpless = error, row, trust
+                refused.append((trust, NoRow(self._lacking(error))))
+                continue
             except UnwindError as error:
                 if trust in _STRONG:
                     return _stopped_by(error, place, row, trust, tuple(refused))
@@ -181,7 +193,12 @@ class Unwinder:
                 end, detail = verdict
                 return Stop(end, detail, None, row, trust, tuple(refused), caller.cfa)
             return Step(row, trust, caller, tuple(refused))
+        if helpless is not None:
+            return _stopped_by(helpless[0], place, *helpless[1:], tuple(refused))
         return _no_row(place, tuple(refused))
+
+    def _lacking(self, error: UnknownRegister) -> str:
+        return f"its row needs {self.arch.register_name(error.number)}, which is not known here"
 
     def _judge(
         self, place: Place, row: Row, trust: str, caller: Caller
@@ -193,7 +210,7 @@ class Unwinder:
         if row.signal and (pc or caller.registers.get(self.arch.sp)):
             return None  # whatever was interrupted, a call through a null pointer included
         if pc == 0:
-            damage = self._damage(place, caller.cfa)
+            damage = self._damage(place, row, caller.cfa)
             if damage and trust not in _STRONG:
                 return NoRow(f"it leads to zero, {damage}")
             if damage:
@@ -225,14 +242,15 @@ class Unwinder:
             return NoRow(f"it leads to {pc:#x}, whose code cannot be checked: {fault}")
         return NoRow(f"it leads to {pc:#x}, which follows no call")
 
-    def _damage(self, place: Place, cfa: int) -> str:
-        """What tells that a zero at the CFA was not put there to end the stack, "" if nothing.
+    def _damage(self, place: Place, row: Row, cfa: int) -> str:
+        """What tells that a zero was not put there to end the stack, "" if nothing does.
 
         Coroutine libraries begin a stack with a zero return address. But behind one that was
         overwritten the stack goes on: with more zeroes, or with return addresses further up.
         """
         word, memory, space = self.arch.word, place.memory, place.space
-        slot = cfa - word
+        rule = row.rules.get(row.return_address)
+        slot = cfa + rule.n if isinstance(rule, Offset) else cfa
         try:
             if not any(memory.read(slot, _WIPED)):
                 return f"and so is the stack from {slot:#x} on: it was overwritten or not saved"
@@ -245,7 +263,8 @@ class Unwinder:
                 pc = int.from_bytes(memory.read(at, word), self.arch.byteorder)
             except MemoryFault:
                 break
-            if space.executable(pc & self.arch.code_mask) and self._doubt(place, pc) is None:
+            pc = self.arch.code_address(pc)
+            if space.executable(pc) and self._doubt(place, pc) is None:
                 return f"but the stack goes on: {pc:#x} at {at:#x} follows a call"
         return ""
 
@@ -314,8 +333,11 @@ def _frame(place: Place, trust: str, result: Step | Stop) -> Frame:
     signal = result.row is not None and result.row.signal
     if result.trust == Trust.TRAMPOLINE and trust != Trust.CONTEXT:
         trust = Trust.TRAMPOLINE  # what is at pc is known by its bytes alone
+    module = place.module
+    if result.trust == Trust.TRAMPOLINE:
+        module = place.space.find(place.pc)  # no call lies before it, perhaps another module
     return Frame(
-        place.pc, place.lookup_pc, place.registers, place.module, trust, place.called, cfa, signal
+        place.pc, place.lookup_pc, place.registers, module, trust, place.called, cfa, signal
     )
 
 
