@@ -21,7 +21,7 @@ TABLE = """
     architecture dwarf.cfi dwarf.eh_frame_hdr dwarf.instructions elf
     arch.* registry dwarf.rows dwarf.expression symtab relocations pdr
     image step formulas
-    modules functions disassembly
+    modules functions disassembly judge
     space files frames explanation
     snapshot profile mappings
     discover procfs core_memory core_notes bpf.* sources.* symbols.* leaks

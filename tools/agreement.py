@@ -18,22 +18,18 @@ from bisect import bisect_right
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
-from itertools import count
 from pathlib import Path
 
-from unwind.architecture import Architecture
 from unwind.disassembly import disassembler
 from unwind.dwarf.cfi import Fde
 from unwind.dwarf.rows import rows
 from unwind.elf import Elf
-from unwind.emulate import CFA, CONSTANT, RETURN_ADDRESS, CodeModel, State
-from unwind.errors import MemoryFault, UnwindError
+from unwind.emulate import CodeModel
 from unwind.functions import Functions, find_starts
 from unwind.image import Image
-from unwind.registers import Registers
+from unwind.judge import Judge
 from unwind.registry import architecture
-from unwind.rules import CfaRegister, Row, Undefined
-from unwind.step import apply
+from unwind.rules import CfaRegister, Row
 
 KINDS = ("prologue", "body", "epilogue", "PLT")
 
@@ -79,7 +75,7 @@ def compare(path: str, told: bool = True) -> Result:
     assert arch.code_model is not None, f"no code model for {arch.name}"
     model = arch.code_model()
     fdes = list(_fdes(image))
-    starts = [fde.start for fde in fdes] if told else find_starts(image, model, untold=True)
+    starts = _starts(image, fdes, model) if told else find_starts(image, model, untold=True)
     functions = Functions(image, model, disassembler(model), starts)
     result = Result(path)
     judge = Judge(arch, model)
@@ -95,7 +91,7 @@ def compare(path: str, told: bool = True) -> Result:
 
 
 def _fdes(image: Image) -> Iterator[Fde]:
-    """The FDEs of the first section that has some, one for each start."""
+    """The FDEs of all sections, one for each start: mips has C's in .debug_frame only."""
     seen = set()
     for section in image.frame_sections:
         for entry in section.entries():
@@ -103,8 +99,16 @@ def _fdes(image: Image) -> Iterator[Fde]:
                 if image.executable(entry.start):
                     seen.add(entry.start)
                     yield entry
-        if seen:
-            return
+
+
+def _starts(image: Image, fdes: list[Fde], model: CodeModel) -> Iterator[int]:
+    """Where functions start: FDEs, and symbols of what has none (C's on mips, as a rule)."""
+    yield from (fde.start for fde in fdes)
+    ranges = sorted((fde.start, fde.end) for fde in fdes)
+    for start in find_starts(image, model):
+        at = bisect_right(ranges, (start, 1 << 64)) - 1
+        if at < 0 or start >= ranges[at][1]:
+            yield start
 
 
 def _compare_function(
@@ -119,13 +123,15 @@ def _compare_function(
     for vaddr, _size, mnemonic, operands in functions.disassemble(code, fde.start):
         row = table_rows[max(0, bisect_right(starts, vaddr) - 1)]
         table = functions.table(vaddr)
-        state = table.state(vaddr) if table is not None else None
-        mine = table.row(vaddr, mnemonic in judge.model.calls) if table is not None else None
-        what = judge.difference(row, state, mine, vaddr)
+        called = mnemonic in judge.model.calls
+        state = table.state(vaddr, called) if table is not None else None
+        mine = table.row(vaddr, called) if table is not None else None
+        verdict = judge.difference(row, state, mine, vaddr)
+        what = verdict.what if verdict is not None else ""
         kind = "PLT" if is_stub else _kind(row, body)
         result.places[kind] += 1
         result.agreed[kind] += not what
-        if mnemonic in judge.model.calls:
+        if called:
             result.calls += 1
             result.agreed_calls += not what
         if what:
@@ -145,92 +151,6 @@ def _kind(row: Row, body: Row) -> str:
     if row.cfa == body.cfa or not isinstance(row.cfa, CfaRegister):
         return "body"
     return "prologue" if row.start < body.start else "epilogue"
-
-
-class Judge:
-    """Compares rows by value, in a world that is made after the emulation's state."""
-
-    def __init__(self, arch: Architecture, model: CodeModel):
-        self.arch = arch
-        self.model = model
-        self._known: dict[tuple[int, ...], str] = {}
-        self._kept: list[object] = []  # what the keys' ids stand for stays alive
-
-    def difference(self, cfi: Row, state: State | None, mine: Row | None, vaddr: int) -> str:
-        """What the two rows disagree about, "" if nothing."""
-        if mine is None or state is None:
-            return "no row"
-        key = (
-            id(cfi),
-            id(state),
-            id(mine.rules),
-            vaddr if not isinstance(cfi.cfa, CfaRegister) else 0,
-        )
-        if key not in self._known:
-            self._kept += [cfi, state, mine.rules]
-            self._known[key] = self._difference(cfi, state, mine, vaddr)
-        return self._known[key]
-
-    def _difference(self, cfi: Row, state: State, mine: Row, vaddr: int) -> str:
-        registers, memory = self._world(state, vaddr)
-        try:
-            theirs = apply(cfi, registers, memory, self.arch)
-        except UnwindError as error:
-            return f"cannot apply the CFI: {type(error).__name__}"
-        try:
-            ours = apply(mine, registers, memory, self.arch)
-        except UnwindError as error:
-            return f"cannot apply the row: {type(error).__name__}"
-        if theirs.pc is None:
-            return ""  # the outermost function: there is no caller to be found
-        if theirs.cfa != ours.cfa:
-            return "CFA"
-        if theirs.pc != ours.pc:
-            return "return address"
-        for register in self.model.saved:
-            if isinstance(cfi.rules.get(register), Undefined):
-                continue
-            if theirs.registers.get(register) != ours.registers.get(register):
-                return self.arch.register_name(register)
-        return ""
-
-    def _world(self, state: State, vaddr: int) -> tuple[Registers, Slots]:
-        """Numbers for all that the state knows, and others for what it does not."""
-        bases: dict[int, int] = {CONSTANT: 0}
-        fresh = count(1)
-
-        def number(symbol: int) -> int:
-            if symbol not in bases:
-                bases[symbol] = 0x10_0000 * next(fresh)
-            return bases[symbol]
-
-        word = (1 << 8 * self.arch.word) - 1
-        number(CFA), number(RETURN_ADDRESS)
-        registers = Registers()
-        for register in range(max(self.arch.word * 4, 34)):
-            value = state.registers.get(register)
-            known = number(value[0]) + value[1] if value is not None else 0x777 + 16 * register
-            registers[register] = known & word
-        registers[self.arch.pc] = vaddr
-        slots = {
-            (number(base) + offset) & word: (number(symbol) + more) & word
-            for (base, offset), (symbol, more) in state.slots.items()
-        }
-        return registers, Slots(slots, self.arch)
-
-
-class Slots:
-    """The memory of such a world: what no slot is known to hold reads as a number of its own."""
-
-    def __init__(self, slots: dict[int, int], arch: Architecture):
-        self.slots = slots
-        self.arch = arch
-
-    def read(self, address: int, size: int) -> bytes:
-        if size != self.arch.word:
-            raise MemoryFault(address, size)
-        value = self.slots.get(address, 0x999 ^ address)
-        return value.to_bytes(size, self.arch.byteorder)
 
 
 def table(results: Iterable[Result]) -> Iterator[str]:
