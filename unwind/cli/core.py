@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from unwind.transports.core import CoreSource
 
 _PROG = "unwind-core"
+_LINES = 1000  # are put out together: the text of one thread is little for a system call
 _EXAMPLES = """\
 examples:
   unwind-core core.1234
@@ -263,18 +264,23 @@ class _Report:
         exact = options.registers or options.explain or options.cross_check
         complete = True
         progress = Progress("unwinding")
+        lines: list[str] = []
         for n, snapshot in enumerate(snapshots):
             progress(n, len(snapshots))
-            lines = [] if options.quiet and not n else [""]
+            if n or not options.quiet:
+                lines.append("")
             lines.append(writer.thread(snapshot))
             pcs = None if exact else fast.pcs(snapshot)
             if pcs is not None:
-                lines.extend(writer.trace(snapshot, Trace(tuple(pcs), End.OUTERMOST)))
+                lines += writer.trace(snapshot, Trace(tuple(pcs), End.OUTERMOST))
             else:
                 stack = self.unwinder.unwind(snapshot)
                 complete = complete and stack.end == End.OUTERMOST
-                lines.extend(writer.stack(stack, self._notes(snapshot)))
-            _put(lines)
+                lines += writer.stack(stack, self._notes(snapshot))
+            if len(lines) >= _LINES:
+                _put(lines)
+                lines.clear()
+        _put(lines)
         progress.close()
         return complete
 
