@@ -6,9 +6,9 @@ import gc
 import gzip
 import os
 import random
+import resource
 import shutil
 import subprocess
-import time
 from collections.abc import Iterator
 from itertools import pairwise
 from pathlib import Path
@@ -474,26 +474,27 @@ def test_a_sparse_core_of_64_gigabytes_costs_what_it_touches(tmp_path: Path) -> 
             file.truncate(offset)
         except OSError as error:
             pytest.skip(f"no sparse file of 64 GB can be made here: {error}")
-    started = time.perf_counter()
+    touched = faults()
     with opened(path) as found:
         assert found.memory.read(0x1_0000_0000 * 17 + 0xFFFF_0000, 64) == bytes(64)
         assert found.threads[0].tid == 100
         assert found.warnings == []
-    assert time.perf_counter() - started < 1
+    assert faults() - touched < 10_000  # of 16 million pages
     assert path.stat().st_blocks * 512 < 1 << 20
 
 
-def test_a_thousand_threads_open_quickly(tmp_path: Path) -> None:
+def faults() -> int:
+    """How many pages this process has touched anew so far."""
+    usage = resource.getrusage(resource.RUSAGE_SELF)
+    return usage.ru_minflt + usage.ru_majflt
+
+
+def test_a_thousand_threads_are_read(tmp_path: Path) -> None:
     core = small(threads=1000)
     core.loads += [Load(0x1_0000_0000 + 2 * PAGE * n, b"", PAGE, W | R) for n in range(2000)]
     path = core.write(tmp_path / "core")
-    took = []
-    for _ in range(5):
-        started = time.perf_counter()
-        with opened(path) as found:
-            assert len(found.threads) == 1000
-        took.append(time.perf_counter() - started)
-    assert min(took) < 0.1  # it takes 7 ms on an idle machine
+    with opened(path) as found:
+        assert len({thread.tid for thread in found.threads}) == 1000
 
 
 # --------------------------------------------------------------------- without a signal's note

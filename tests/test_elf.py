@@ -7,7 +7,6 @@ import re
 import struct
 import sys
 import tempfile
-import time
 import zlib
 from collections.abc import Callable
 from pathlib import Path
@@ -23,7 +22,6 @@ from tests.elves import (
     Seg,
     build,
     elf_files,
-    library,
     loaded,
     make_elf,
     mapped,
@@ -164,11 +162,9 @@ def test_a_core_whose_section_0_was_cut_off_is_counted_by_its_first_offset() -> 
     assert Elf(data[:-64]).header.phnum == 66_001
 
 
-def test_a_hundred_thousand_mappings_cost_milliseconds() -> None:
+def test_a_hundred_thousand_mappings_are_read() -> None:
     data = make_elf([Seg()] * 100_000, phnum=0xFFFF, section_zero=(0, 0, 100_000))
-    start = time.perf_counter()
     assert len(Elf(data).program_rows) == 100_000
-    assert time.perf_counter() - start < 1  # 15 ms alone
 
 
 def test_section_numbers_beyond_16_bits_are_those_of_section_0() -> None:
@@ -508,19 +504,6 @@ def test_pointers_of_a_loaded_dynamic_section_are_found_relocated_or_not() -> No
     assert elf.to_vaddr(symtab) == symtab
     assert elf.to_vaddr(symtab + BASE) == symtab
     assert elf.to_vaddr(0x7000_0000) is None
-
-
-def test_a_large_library_opens_in_a_millisecond_or_so() -> None:
-    path = library("libc.so.6")
-    mapped(path).sections  # noqa: B018
-    times = []
-    for _ in range(5):
-        start = time.perf_counter()
-        elf = mapped(path)
-        assert elf.build_id
-        assert elf.section(".eh_frame")
-        times.append(time.perf_counter() - start)
-    assert min(times) < 0.01
 
 
 def test_a_sparse_file_that_claims_everything_costs_little(tmp_path: Path) -> None:

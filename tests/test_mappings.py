@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import struct
+import subprocess
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -10,11 +11,13 @@ import pytest
 
 from tests.cores import PAGE, R, W, X, lines, shared_object
 from tests.crashes import Case, Library, crash
+from tests.support import need, run
 from unwind.files import Files
 from unwind.mappings import Mapping, modules_of
 from unwind.memory import Layers, Span
 from unwind.modules import Module, State
 from unwind.transports.core import TRANSPORT
+from unwind.unwinder import unwind
 
 BASE = 0x7F00_0000_0000
 ID = bytes(range(20))
@@ -299,3 +302,48 @@ def test_a_database_of_a_hundred_thousand_mappings_is_passed_over(tmp_path: Path
         )
     space.code = dict.fromkeys((m.start for m in space.mappings), False)
     assert space.modules() == []
+
+
+PIECE = r"""
+#include <fcntl.h>
+#include <stdint.h>
+#include <sys/mman.h>
+
+__attribute__((noinline)) int leaf(volatile int *p) { return *p; }
+__attribute__((noinline)) int deep(volatile int *p) { return leaf(p) + 1; }
+
+int main(void)
+{
+    uintptr_t page = (uintptr_t)deep & ~4095ul;
+    extern char __executable_start[];
+    int file = open("/proc/self/exe", O_RDONLY);
+    char *again = mmap(0, 4096, PROT_READ | PROT_EXEC, MAP_PRIVATE, file,
+                       page - (uintptr_t)__executable_start);
+    int (*copy)(volatile int *) = (void *)(again + ((uintptr_t)deep - page));
+
+    return copy(0) + 1;
+}
+"""
+
+
+def test_code_that_a_program_maps_once_more_has_its_files_cfi(tmp_path: Path) -> None:
+    """As V8 maps its built-in functions near the code that it compiles."""
+    need("gcc", "gdb")
+    (tmp_path / "piece.c").write_text(PIECE)
+    build = "gcc -O2 -fomit-frame-pointer -fno-ipa-icf -o piece piece.c".split()
+    subprocess.run(build, cwd=tmp_path, check=True)
+    script = ["-ex", "run", "-ex", "generate-core-file core"]
+    run("gdb", "-nx", "-batch", *script, str(tmp_path / "piece"), cwd=tmp_path)
+    with Files() as files, TRANSPORT.open(str(tmp_path / "core"), files) as source:
+        [snapshot] = source.snapshots()
+        frames = unwind(snapshot).frames
+        found = [m for m in source.space.modules if m.name.endswith("/piece")]
+        names = [
+            frame.module.image.symbols.find(frame.module.to_vaddr(frame.lookup_pc)).name
+            for frame in frames[:3]
+            if frame.module is not None and frame.module.image is not None
+        ]
+    assert len(found) == 2
+    assert names == ["leaf", "deep", "main"]
+    assert [frame.trust for frame in frames[1:4]] == ["cfi", "cfi", "cfi"]
+    assert frames[0].module is not frames[2].module

@@ -31,7 +31,7 @@ def cfa_formula(rule: CfaRule | None, name: Callable[[int], str]) -> str:
         case CfaRegister(number=number, offset=offset):
             return _plus(name(number), offset)
         case CfaExpression(code=code):
-            return describe(code)
+            return describe(code, name)
         case None:
             return "unknown"
 
@@ -50,9 +50,9 @@ def rule_formula(rule: Rule, name: Callable[[int], str]) -> str:
         case InRegister(number=number):
             return name(number)
         case Expression(code=code):
-            return f"[{describe(code)}]"
+            return f"[{describe(code, name)}]"
         case ValExpression(code=code):
-            return describe(code)
+            return describe(code, name)
         case _:
             never(rule)
 

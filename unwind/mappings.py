@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
 MOST_MODULES = 4096  # in one process: only a lying source has more
 _PAGE = 4096
+_SAMPLE = 256  # bytes of a piece of a file that are compared with the file
 _MASK = 0xFFFF_FFFF_FFFF_FFFF
 _PF_X = 1
 _MOST_PIECES = 256  # that one segment lies in
@@ -64,19 +65,26 @@ def modules_of(
     maker = Maker(memory, files, lacking)
     found: list[Module] = []
     for name, group in by_name.items():
+        whole: Found | None = None  # the file, where one of its copies has shown that it is the one
         for copy in _copies(name, group, memory, executable):
             if len(found) >= MOST_MODULES:
                 break
             elf, parts = copy.elf, copy.parts
-            main = any(part.start <= inside_main < part.end for part in parts)
-            check = same_as(elf) if elf is not None else _fits(copy, memory)
-            build_id = elf.build_id if elf is not None else None
-            result = files.image(name, build_id, main=main, check=check, base=base)
-            if elf is None and result.foreign and result.image is None:
-                continue
-            bias = parts[0].start - parts[0].offset & _MASK
-            if elf is None and result.image is not None:
-                bias = _bias(result.image.elf, copy) or 0
+            result, bias = whole, None
+            if elf is None and whole is not None:
+                bias = _bias_of_piece(whole, copy, memory)
+            if result is None or bias is None:
+                main = any(part.start <= inside_main < part.end for part in parts)
+                check = same_as(elf) if elf is not None else _fits(copy, memory)
+                build_id = elf.build_id if elf is not None else None
+                result = files.image(name, build_id, main=main, check=check, base=base)
+                if elf is None and result.foreign and result.image is None:
+                    continue
+                bias = parts[0].start - parts[0].offset & _MASK
+                if elf is None and result.image is not None:
+                    bias = _bias(result.image.elf, copy) or 0
+                if elf is not None and result.image is not None:
+                    whole = result
             found.append(maker.make(name, bias, _joined(parts), elf, result))
             if lend is not None and result.data is not None:
                 for part in parts:
@@ -168,6 +176,25 @@ def _bias(elf: Elf, copy: _Copy) -> int | None:
             end = row[3] + row[4] + bias + _PAGE - 1 & _MASK & -_PAGE
             if bias % _PAGE == 0 and part.end == end and _holds(part, bias, row):
                 return bias if _all_hold(copy, bias, rows) else None
+    return None
+
+
+def _bias_of_piece(whole: Found, copy: _Copy, memory: Memory) -> int | None:
+    """Where a file lies of which `copy` maps but a piece, None where it is no piece of `whole`.
+
+    V8 maps its built-in functions once more, near the code that it compiles.
+    """
+    if whole.image is None or whole.data is None:
+        return None
+    for part in copy.code:
+        for row in whole.image.elf.program_rows:
+            if row[0] != PT.LOAD or not row[2] <= part.offset < row[2] + row[4]:
+                continue
+            try:
+                same = memory.read(part.start, _SAMPLE) == whole.data[part.offset :][:_SAMPLE]
+            except MemoryFault:
+                same = True
+            return part.start - (row[3] + part.offset - row[2]) & _MASK if same else None
     return None
 
 
