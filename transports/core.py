@@ -44,6 +44,7 @@ class CoreSource(Source):
         loads = [row for row in elf.program_rows if row[0] == PT.LOAD]
         self.memory = CoreMemory(data.data, loads, data.read)
         notes = read_notes(elf, arch)
+        self.arch = arch = _with_address_bits(arch, notes.pac_mask, self.memory)
         self.warnings += notes.warnings
         self._check_size(elf)
         self.pid = notes.pid
@@ -150,6 +151,23 @@ def _main_of(notes: CoreNotes) -> int:
         if os.path.basename(file.name)[:15] == notes.name:
             return file.start
     return 0
+
+
+def _with_address_bits(arch: Architecture, pac_mask: int, memory: CoreMemory) -> Architecture:
+    """The architecture with the size of this process's address space, where that varies.
+
+    Authentication codes lie in all bits above it (Linux v6.13 ptrauth_user_pac_mask). Without a
+    note on them (qemu-user) it is the usual one, unless something is mapped beyond.
+    """
+    if not arch.pac_mask_note:
+        return arch
+    usual = arch.code_mask.bit_length()
+    if pac_mask and not pac_mask & 0xFFFF_FFFF:
+        bits = (pac_mask & -pac_mask).bit_length() - 1
+    else:
+        last = (end - 1 for _, end, _ in memory.mappings() if not end - 1 & arch.upper_half)
+        bits = max(usual, max(last, default=0).bit_length())
+    return arch.with_address_bits(bits) if bits != usual else arch
 
 
 def _directory(path: str) -> str:

@@ -113,6 +113,10 @@ class Architecture(Value):
             return self.code_address(return_address) - self.compressed_call_size
         return self.code_address(return_address) - self.call_size
 
+    def with_address_bits(self, bits: int) -> Architecture:
+        """This architecture where addresses have so many bits, and codes may lie above."""
+        return self.replace(code_mask=(1 << bits) - 1)  # type: ignore[no-any-return]
+
     def code_address(self, pointer: int) -> int:
         """Where a return address leads: without the bits that are none of the address."""
         if pointer & self.upper_half:

@@ -54,6 +54,7 @@ class CoreNotes:
         self.command = ""
         self.signal: tuple[int, int | None, int | None] | None = None
         self.auxv: dict[int, int] = {}
+        self.pac_mask = 0  # the bits of a return address that hold its authentication code
         self.files: list[Mapping] | None = None
         self.files_cut = False  # some of them are missing
         self.warnings: list[str] = []
@@ -65,9 +66,12 @@ def read_notes(elf: Elf, arch: Architecture) -> CoreNotes:
     readers: dict[int, Callable[[memoryview], ThreadNote]] = {}
     siginfo = None
     for note in elf.notes():
-        if note.name != b"CORE":
-            continue
         kind, data = note.type, note.data
+        if note.name != b"CORE":
+            if note.name == b"LINUX" and kind == arch.pac_mask_note and len(data) >= 16:
+                # Linux v6.13 struct user_pac_mask: data_mask, insn_mask
+                notes.pac_mask = notes.pac_mask or int.from_bytes(data[8:16], arch.byteorder)
+            continue
         if kind == _NT.PRSTATUS:
             reader = readers.get(len(data))
             if reader is None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from array import array
 
 from unwind.errors import MemoryFault
 from unwind.frames import End, Trace, Trust
@@ -16,15 +17,23 @@ __all__ = ["FastUnwinder"]
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from unwind.rules import Row
     from unwind.snapshot import Snapshot
     from unwind.space import AddressSpace
     from unwind.unwinder import Unwinder
 
-# A step is the number of words from this frame's CFA to the caller's. These are no steps:
+# A step is the number of words from this frame's CFA to the caller's. Where calls leave the return
+# address in a register, a function stores it anywhere in its frame: then the lower bits of a step
+# are the words from there up to the CFA. These are no steps:
 _ON_FRAME_POINTER = -1  # the CFA hangs on the frame pointer; its offset is in `on_fp`
 _OUTERMOST = -2
 _UNUSUAL = -3
+_IN_REGISTER = -4  # frame 0 has not stored the return address; the size is in `leaves`
+
+_SHIFT = 14
+_BACK = (1 << _SHIFT) - 1
 
 
 class FastUnwinder:
@@ -54,19 +63,31 @@ class FastUnwinder:
         pc, sp = registers.get(arch.pc), registers.get(arch.sp)
         if pc is None or sp is None or sp % arch.word:
             return None
-        if arch.byteorder != sys.byteorder:
+        if arch.compressed_call_size:
+            pc = arch.code_address(pc)
+        if arch.innermost(arch, registers) != pc:
             return None
+        sp = arch.data_address(sp)
         view = view_of(snapshot.memory, sp) or self._view_above(snapshot)
         if view is None:
             return None
         start, data = view
         if start % arch.word:
             return None
-        words = data[: len(data) // arch.word * arch.word].cast("Q" if arch.word == 8 else "I")
+        data = data[: len(data) // arch.word * arch.word]
+        words = data.cast("Q") if arch.word == 8 else data.cast("I")
+        if arch.byteorder != sys.byteorder:
+            first = max((sp - start) // arch.word, 0)
+            swapped = array(words.format, bytes(words[first:]))
+            swapped.byteswap()
+            start, words = start + first * arch.word, memoryview(swapped)
         steps = self._steps_of(snapshot.space)
-        return self._walk(
-            pc, (sp - start) // arch.word, registers.get(arch.fp), words, start, steps
-        )
+        cfa = (sp - start) // arch.word
+        found = self._walk(pc, cfa, registers, words, start, steps)
+        if found is not None and not steps.plain:
+            strip = arch.code_address
+            found[1:] = [strip(word) for word in found[1:]]
+        return found
 
     def _view_above(self, snapshot: Snapshot) -> tuple[int, memoryview] | None:
         """The stack that frame 0 hangs on, where sp itself has run into the guard page below."""
@@ -76,21 +97,41 @@ class FastUnwinder:
         return view_of(snapshot.memory, step.caller.cfa - self.exact.arch.word)
 
     def _walk(
-        self, pc: int, cfa: int, fp: int | None, words: memoryview, start: int, steps: _Steps
+        self,
+        pc: int,
+        cfa: int,
+        registers: Mapping[int, int],
+        words: memoryview,
+        start: int,
+        steps: _Steps,
     ) -> list[int] | None:
-        """The loop: `cfa` counts words from `start`, from the stack pointer on."""
-        called = steps.called.get
+        """The loop: `cfa` counts words from `start`, from the stack pointer on.
+
+        It finds return addresses as they lie in memory, and what is kept of steps goes by them.
+        """
+        arch, called, plain = self.exact.arch, steps.called.get, steps.plain
+        fp = registers.get(arch.fp)
         found = [pc]
         restored = 0  # `fp` is the frame pointer of this frame
         step = steps.innermost.get(pc) or self._compile(steps, pc, called=False)
-        if cfa < 0 and cfa + step <= 0:
+        if step == _IN_REGISTER:
+            cfa += steps.leaves[pc]
+            found.append(pc := registers.get(arch.return_address, 0))
+            step = called(pc) or self._compile(steps, pc, called=True)
+        if step > 0 and cfa < 0 and cfa + _index(step, plain) < 0:
             return None  # a negative index would wrap
         try:
             while True:
-                while step > 0:
-                    cfa += step
-                    found.append(pc := words[cfa - 1])
-                    step = called(pc) or self._compile(steps, pc, called=True)
+                if plain:
+                    while step > 0:
+                        cfa += step
+                        found.append(pc := words[cfa - 1])
+                        step = called(pc) or self._compile(steps, pc, called=True)
+                else:
+                    while step > 0:
+                        cfa += step >> _SHIFT
+                        found.append(pc := words[cfa - (step & _BACK)])
+                        step = called(pc) or self._compile(steps, pc, called=True)
                 if step != _ON_FRAME_POINTER:
                     usual = step == _OUTERMOST and len(found) <= self.exact.limit
                     return found if usual else None
@@ -98,11 +139,12 @@ class FastUnwinder:
                 if fp is None:
                     return None
                 restored = len(found) - 1
-                address = fp + steps.on_fp[pc, restored > 0]
-                below, cfa = cfa, (address - start) // self.exact.arch.word
-                if cfa <= max(below, 0) or address % self.exact.arch.word:
+                offset, back = steps.on_fp[pc, restored > 0]
+                address = arch.data_address(fp + offset)
+                below, cfa = cfa, (address - start) // arch.word
+                if cfa <= max(below, 0) or cfa < back or address % arch.word:
                     return None
-                found.append(pc := words[cfa - 1])
+                found.append(pc := words[cfa - back])
                 step = called(pc) or self._compile(steps, pc, called=True)
         except IndexError:  # beyond the end of the stack, or of what was saved of it
             return None
@@ -125,7 +167,8 @@ class FastUnwinder:
             if slot is not None:
                 at = cfa + slot
                 return int(words[at]) if at >= 0 else None  # a negative index would wrap
-            cfa -= steps.called.get(found[n], 0)
+            step = steps.called.get(found[n], 0)
+            cfa -= step if steps.plain else step >> _SHIFT
         return fp
 
     def _steps_of(self, space: AddressSpace) -> _Steps:
@@ -136,8 +179,10 @@ class FastUnwinder:
 
     def _compile(self, steps: _Steps, pc: int, called: bool) -> int:
         """The step out of `pc`, kept for the next time; a pc where no code lies is not kept."""
-        space = steps.space
-        lookup_pc = pc - self.exact.arch.call_size if called else pc
+        space, arch, key = steps.space, self.exact.arch, pc
+        lookup_pc = pc
+        if called:
+            lookup_pc, pc = arch.call_before(pc), arch.code_address(pc)
         module = space.find(lookup_pc)
         if module is None or module.image is None or not space.executable(pc):
             return _UNUSUAL
@@ -147,22 +192,35 @@ class FastUnwinder:
         trust, row = self.exact.lookup.shared_row(place)
         step = _UNUSUAL
         if row is not None and trust == Trust.CFI:
-            step = steps.pack(row, pc, called)
-        (steps.called if called else steps.innermost)[pc] = step
+            step = steps.pack(row, key, called)
+        (steps.called if called else steps.innermost)[key] = step
         return step
 
 
 class _Steps:
     """What is known of one address space: the step out of each pc that was met."""
 
-    __slots__ = ("called", "fp_slots", "generation", "innermost", "on_fp", "space")
+    __slots__ = (
+        "called",
+        "fp_slots",
+        "generation",
+        "innermost",
+        "leaves",
+        "on_fp",
+        "plain",
+        "space",
+    )
 
     def __init__(self, space: AddressSpace):
         self.space = space
         self.generation = space.generation
+        # A call leaves the return address right below the CFA, and it is an address and no more.
+        self.plain = space.arch.return_address == space.arch.pc
         self.called: dict[int, int] = {}  # by return address
         self.innermost: dict[int, int] = {}  # by the pc of frame 0, looked up as it is
-        self.on_fp: dict[tuple[int, bool], int] = {}  # (pc, called): CFA - frame pointer, bytes
+        # (pc, called): CFA - frame pointer, bytes; words from the return address to the CFA
+        self.on_fp: dict[tuple[int, bool], tuple[int, int]] = {}
+        self.leaves: dict[int, int] = {}  # by the pc of frame 0: words from sp to the CFA
         self.fp_slots: dict[tuple[int, bool], int] = {}  # (pc, called): words from the CFA
 
     def pack(self, row: Row, pc: int, called: bool) -> int:
@@ -181,15 +239,32 @@ class _Steps:
         match row.cfa, return_address:
             case CfaRegister(), Undefined():
                 return _OUTERMOST
-            case CfaRegister(number=arch.sp, offset=offset), Offset(n=n):
-                plain = offset > 0 and offset % arch.word == 0 and arch.sp not in row.rules
-                return offset // arch.word if plain and n == -arch.word else _UNUSUAL
-            case CfaRegister(number=arch.fp, offset=offset), Offset(n=n):
-                if n != -arch.word or arch.sp in row.rules:
+            case CfaRegister(number=number, offset=offset), Offset(n=n):
+                back = -n // arch.word
+                if n % arch.word or not 0 < back <= _BACK or arch.sp in row.rules:
                     return _UNUSUAL
-                self.on_fp[pc, called] = offset
-                return _ON_FRAME_POINTER
+                if self.plain and back != 1:
+                    return _UNUSUAL
+                if number == arch.fp:
+                    self.on_fp[pc, called] = offset, back
+                    return _ON_FRAME_POINTER
+                size = offset // arch.word
+                if number != arch.sp or offset % arch.word or size < back:
+                    return _UNUSUAL
+                return size if self.plain else size << _SHIFT | back
+            case CfaRegister(number=arch.sp, offset=offset), None:
+                if called or self.plain or offset < 0 or offset % arch.word:
+                    return _UNUSUAL
+                if arch.sp in row.rules:
+                    return _UNUSUAL
+                self.leaves[pc] = offset // arch.word
+                return _IN_REGISTER
         return _UNUSUAL
+
+
+def _index(step: int, plain: bool) -> int:
+    """How far from this frame's CFA the return address lies, in words."""
+    return step - 1 if plain else (step >> _SHIFT) - (step & _BACK)
 
 
 class _NoMemory:
