@@ -294,15 +294,12 @@ def interpreters(where: Path) -> list[Interpreter]:
     for candidate in ("/usr/bin/python3", shutil.which("python3", path=_path_outside())):
         if candidate is None or (origin := _origin(Path(candidate))) in found:
             continue
-        made = where / f"venv-{len(found)}"
-        subprocess.run([candidate, "-m", "venv", made], check=True)
-        tree = where / "tree"
-        if not tree.exists():  # pip builds within the tree
-            unwanted = shutil.ignore_patterns(".git", ".venv*", "build", "*.egg-info")
-            shutil.copytree(ROOT, tree, symlinks=True, ignore=unwanted)
-        pip = [f"{made}/bin/python", "-m", "pip", "install", "--quiet"]
-        subprocess.run([*pip, "--disable-pip-version-check", tree], check=True, env=ENVIRONMENT)
-        found[origin] = _interpreter(made / "bin")
+        tree = where / f"tree-{len(found)}"
+        unwanted = shutil.ignore_patterns(".git", ".venv*", "build", "*.egg-info")
+        shutil.copytree(ROOT, tree, symlinks=True, ignore=unwanted)
+        make = ["make", "--silent", f"PYTHON={candidate}", ".venv/ready"]
+        subprocess.run(make, cwd=tree, check=True, env=ENVIRONMENT)
+        found[origin] = _interpreter(tree / ".venv/bin")
     return list(found.values())
 
 
