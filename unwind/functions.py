@@ -8,7 +8,7 @@ from bisect import bisect_left, bisect_right
 
 from unwind.dwarf.cfi import Fde
 from unwind.elf import SHF
-from unwind.emulate import Table, emulate
+from unwind.emulate import State, Table, emulate
 from unwind.symtab import STT
 
 __all__ = ["Functions", "find_starts"]
@@ -16,11 +16,14 @@ __all__ = ["Functions", "find_starts"]
 # Symbols of these kinds are where functions start. STT_NOTYPE is what assembler files leave.
 _CODE = frozenset({STT.FUNC, STT.GNU_IFUNC, STT.NOTYPE})
 
+# No function is longer, in bytes: following a million instructions takes seconds.
+_LONGEST = 1 << 20
+
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence
 
-    from unwind.emulate import CodeModel, Instruction, State
+    from unwind.emulate import CodeModel, Instruction
     from unwind.image import Image
     from unwind.rules import Row
 
@@ -50,14 +53,14 @@ class Functions:
         self._jumps: tuple[list[int], list[int]] | None = None
 
     def bounds(self, vaddr: int) -> tuple[int, int] | None:
-        """Where the function around `vaddr` starts and ends, None before the first one."""
+        """Where the function around `vaddr` starts and ends, None where none is near."""
         at = bisect_right(self.starts, vaddr) - 1
-        if at < 0:
+        if at < 0 or vaddr - self.starts[at] > _LONGEST:
             return None
         start = self.starts[at]
         ends = (low + len(code) for low, code in self._code if low <= start < low + len(code))
         limit = next(ends, start)
-        return start, min([limit, *self.starts[at + 1 : at + 2]])
+        return start, min([limit, start + _LONGEST, *self.starts[at + 1 : at + 2]])
 
     def table(self, vaddr: int) -> Table | None:
         """The table of the function around `vaddr`, None where there is no code.
@@ -133,7 +136,7 @@ class Functions:
         if entries or home is not None:
             code = self._instructions(alone.start, alone.end)
             if home is not None:
-                entries.setdefault(alone.start, home)
+                entries.setdefault(alone.start, State(home.registers, home.slots, guessed=True))
             found = emulate(self.model, code, entries, callable=False)
             self._parts[alone.start] = found
         return self._parts[alone.start]

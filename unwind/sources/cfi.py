@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 from unwind.dwarf.rows import row_at
-from unwind.errors import UnwindError
+from unwind.errors import FormatError, UnwindError
 from unwind.frames import Trust
 from unwind.rules import NoRow
 
 __all__ = ["CfiSource"]
+
+# A row costs the reading of its FDE's program. Compilers write some hundred bytes; a stack of
+# many different places in programs of many thousands, which only malice writes, has its limit.
+_PLAIN, _BUDGET = 4096, 64 << 20
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -28,6 +32,7 @@ class CfiSource:
         self.trampolines = arch.trampolines
         self.call_size = arch.call_size
         self.code_alignment = arch.code_alignment
+        self._spent = 0
 
     def row(self, place: Place) -> Row | NoRow:
         """The row of the FDE that covers the place; a broken FDE is a failed NoRow."""
@@ -37,38 +42,47 @@ class CfiSource:
         if not place.called and place.vaddr % self.code_alignment:
             return NoRow("no instruction can run here: a branch led here and nowhere else")
         try:
-            sections = image.frame_sections
+            row = self._row(image, place.vaddr)
         except UnwindError as error:
             return NoRow(str(error), failed=True)
-        if not sections:
-            return NoRow("the module has no CFI")
-        for section in sections:
-            try:
-                fde = section.find(place.vaddr)
-                if fde is None:
-                    continue
-                row = row_at(fde, place.vaddr, self.vendor_opcodes)
-            except UnwindError as error:
-                return NoRow(str(error), failed=True)
-            if row is None:
+        if row is None:
+            known = f"no FDE covers {place.vaddr:#x}"
+            return NoRow(known if image.frame_sections else "the module has no CFI")
+        objection = self._objection(row, image, place)
+        return NoRow(objection) if objection else row
+
+    def _row(self, image: Image, vaddr: int) -> Row | None:
+        """The row of the first section that covers `vaddr`."""
+        for section in image.frame_sections:
+            fde = section.find(vaddr)
+            if fde is None:
                 continue
-            if row.signal:
-                # mips's vdso states no rule at all (Linux v6.13 arch/mips/vdso/sigreturn.S).
-                # arm64's states x29 and x30 and calls x30 the return address; the row of the
-                # trampoline's bytes has the pc, and x30 beside it, which an interrupted leaf needs.
-                known = self._trampoline_at(image, place)
-                if known is not None and known.row.return_address != row.return_address:
-                    return NoRow("the bytes of the trampoline tell more than its CFI")
-                if not row.rules:
-                    return NoRow("the CFI of a trampoline does not tell where registers are")
-            elif place.called and row.end <= place.vaddr + self.call_size:
-                # The FDE ends right before the return address. After a call of a noreturn
-                # function that is as it should be; but musl's restorer has no CFI, and the byte
-                # before it belongs to whichever function the linker put there.
-                if self._trampoline_at(image, place) is not None:
-                    return NoRow("the return address is a signal trampoline's first byte")
-            return row
-        return NoRow(f"no FDE covers {place.vaddr:#x}")
+            self._spent += max(0, len(fde.instructions) - _PLAIN)
+            if self._spent > _BUDGET:
+                raise FormatError("too much CFI to read", section.name, fde.offset)
+            row = row_at(fde, vaddr, self.vendor_opcodes)
+            if row is not None:
+                return row
+        return None
+
+    def _objection(self, row: Row, image: Image, place: Place) -> str:
+        """Why a row is not to be taken although it covers the place, "" if nothing speaks."""
+        if row.signal:
+            # mips's vdso states no rule at all (Linux v6.13 arch/mips/vdso/sigreturn.S). arm64's
+            # states x29 and x30 and calls x30 the return address; the row of the trampoline's
+            # bytes has the pc, and x30 beside it, which an interrupted leaf needs.
+            known = self._trampoline_at(image, place)
+            if known is not None and known.row.return_address != row.return_address:
+                return "the bytes of the trampoline tell more than its CFI"
+            if not row.rules:
+                return "the CFI of a trampoline does not tell where registers are"
+        elif place.called and row.end <= place.vaddr + self.call_size:
+            # The FDE ends right before the return address. After a call of a noreturn function
+            # that is as it should be; but musl's restorer has no CFI, and the byte before it
+            # belongs to whichever function the linker put there.
+            if self._trampoline_at(image, place) is not None:
+                return "the return address is a signal trampoline's first byte"
+        return ""
 
     def _trampoline_at(self, image: Image, place: Place) -> Trampoline | None:
         """The trampoline whose bytes lie at the place's pc."""
