@@ -82,7 +82,7 @@ class SourceError(UnwindError):
 
 
 class MissingPackage(UnwindError):
-    """A package is needed for this input: `package`, and the `extra` that brings an optional one."""
+    """A package is needed for this input: `package`; `extra` brings it where it is optional."""
 
     def __init__(self, package: str, purpose: str, extra: str = ""):
         super().__init__(package, purpose, extra)
