@@ -101,6 +101,15 @@ def _follows_call(before: bytes) -> bool:
     )
 
 
+def _call_target(before: bytes, pc: int) -> int | None:
+    """Where the BL before `pc` leads; None where no BL lies there."""
+    word = int.from_bytes(before[-4:], "little")
+    if len(before) < 4 or word & 0xFC00_0000 != 0x9400_0000:
+        return None
+    words = word & 0x03FF_FFFF
+    return pc - 4 + 4 * (words - (words >> 25 << 26))
+
+
 def _code_model() -> CodeModel:
     from unwind.arch._arm64_code import MODEL
 
@@ -140,6 +149,7 @@ ARCH = Architecture(
     },
     call_window=4,
     follows_call=_follows_call,
+    call_target=_call_target,
     stack_alignment=16,
     code_model=_code_model,
 )

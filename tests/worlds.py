@@ -6,7 +6,8 @@ import struct
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
-from unwind.arch.x86_64 import ARCH, RIP, RSP
+from unwind.arch.x86_64 import ARCH
+from unwind.architecture import Architecture
 from unwind.elf import Elf
 from unwind.image import Image
 from unwind.memory import Layers, Span
@@ -25,7 +26,9 @@ CALL = bytes.fromhex("e800000000")  # call rel32
 Entries = Iterable[CIE | FDE | bytes]
 
 
-def elf_image(entries: Entries = (), code: Mapping[int, bytes] | None = None) -> Image:
+def elf_image(
+    entries: Entries = (), code: Mapping[int, bytes] | None = None, arch: Architecture = ARCH
+) -> Image:
     """An ELF file without section headers: text from vaddr 0x1000 on, and CFI if any is given."""
     file = bytearray(_SIZE)
     for vaddr, text in (code or {}).items():
@@ -40,7 +43,7 @@ def elf_image(entries: Entries = (), code: Mapping[int, bytes] | None = None) ->
         segments.append((0x6474E550, 4, _HEADER, len(header)))  # PT_GNU_EH_FRAME
     file[:64] = struct.pack(
         "<16sHHIQQQIHHHHHH",
-        *(b"\x7fELF\x02\x01\x01", 3, ARCH.machine, 1, 0, 64, 0, 0, 64, 56, len(segments)),
+        *(b"\x7fELF\x02\x01\x01", 3, arch.machine, 1, 0, 64, 0, 0, 64, 56, len(segments)),
         *(64, 0, 0),
     )
     for n, (kind, flags, at, size) in enumerate(segments):
@@ -61,9 +64,10 @@ class World:
     regions: Iterable[Region] = ()  # besides the module and the stack
     complete: bool = True
     with_file: bool = True
+    arch: Architecture = field(default=ARCH, repr=False)
 
     def snapshot(self) -> Snapshot:
-        image = elf_image(self.entries, self.code) if self.with_file else None
+        image = elf_image(self.entries, self.code, self.arch) if self.with_file else None
         state = State.OK if self.with_file else State.MISSING
         module = Module(
             "/lib/test.so",
@@ -82,7 +86,8 @@ class World:
             Region(STACK, STACK + 0x10000, False, "[stack]"),
             *self.regions,
         ]
-        space = AddressSpace(ARCH, [module], regions if self.complete else None)
-        given = {RIP: self.pc + BIAS if self.pc < _SIZE else self.pc, RSP: STACK}
+        space = AddressSpace(self.arch, [module], regions if self.complete else None)
+        pc = self.pc + BIAS if self.pc < _SIZE else self.pc
+        given = {self.arch.pc: pc, self.arch.sp: STACK}
         registers = Registers({**given, **self.registers})
         return Snapshot(registers, Layers([stack, *loaded]), space, tid=1, pid=1)
