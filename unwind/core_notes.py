@@ -27,6 +27,8 @@ class _NT:
     SIGINFO, FILE = 0x5349_4749, 0x4649_4C45
 
 
+_WANTED = frozenset((_NT.PRSTATUS, _NT.PRPSINFO, _NT.AUXV, _NT.SIGINFO, _NT.FILE))
+
 # Signals that carry an address: ILL, TRAP, FPE, SEGV; BUS is 7, on MIPS 10.
 _FAULTS = frozenset((4, 5, 7, 8, 10, 11))
 _SI_KERNEL = 0x80
@@ -65,7 +67,7 @@ def read_notes(elf: Elf, arch: Architecture) -> CoreNotes:
     notes = CoreNotes()
     readers: dict[int, Callable[[memoryview], ThreadNote]] = {}
     siginfo = None
-    for note in elf.notes():
+    for note in elf.notes(_WANTED):
         kind, data = note.type, note.data
         if note.name != b"CORE":
             if note.name == b"LINUX" and kind == arch.pac_mask_note and len(data) >= 16:

@@ -30,7 +30,7 @@ __all__ = [
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Container, Iterator
 
     from unwind.protocols import ByteOrder, Memory
 
@@ -429,41 +429,47 @@ class Elf:
         wanted = left if size is None else max(min(left, size), 0)
         return self._store.contents(segment._at + skip, vaddr, wanted)
 
-    def notes(self) -> Iterator[Note]:
-        """The notes of all PT_NOTEs; of a file without any, those of the SHT_NOTEs."""
+    def notes(self, types: Container[int] | None = None) -> Iterator[Note]:
+        """The notes of all PT_NOTEs; of a file without any, those of the SHT_NOTEs.
+
+        `types` are those that are wanted; None: all.
+        """
         found = [row for row in self.program_rows if row[0] == PT.NOTE]
         left = self._room_for_notes
         for _, _, offset, vaddr, size, _, align in found:
             data = self._store.contents(offset, vaddr, min(size, left))
             left -= len(data)
-            yield from self._notes_in(data, align)
+            yield from self._notes_in(data, align, types)
         if not found:
-            yield from self._section_notes()
+            yield from self._section_notes(types)
 
-    def _section_notes(self) -> Iterator[Note]:
+    def _section_notes(self, types: Container[int] | None = None) -> Iterator[Note]:
         left = self._room_for_notes
         for section in self.sections:
             if section.type == SHT.NOTE:
                 data = self.data(section)[:left]
                 left -= len(data)
-                yield from self._notes_in(data, section.align)
+                yield from self._notes_in(data, section.align, types)
 
     @property
     def _room_for_notes(self) -> int:
         """The bytes that all notes can have together, however often headers point to them."""
         return len(self._view) or _MOST_NOTES
 
-    def _notes_in(self, data: memoryview, align: int) -> Iterator[Note]:
+    def _notes_in(
+        self, data: memoryview, align: int, types: Container[int] | None
+    ) -> Iterator[Note]:
         """gABI 5 "Note Section"; padded to 4 bytes in practice, to 8 where the segment says so."""
         pad = 7 if align == 8 else 3
         unpack, at, end = self._layout.note.unpack_from, 0, len(data)
         while at + 12 <= end:
             name_size, size, kind = unpack(data, at)
-            name = bytes(data[at + 12 : at + 12 + min(name_size, 256)])
             start = (at + 12 + name_size + pad) & ~pad
             if start > end:
                 return
-            yield Note(name.rstrip(b"\0"), kind, data[start : start + size])
+            if types is None or kind in types:
+                name = bytes(data[at + 12 : at + 12 + min(name_size, 256)])
+                yield Note(name.rstrip(b"\0"), kind, data[start : start + size])
             at = (start + size + pad) & ~pad
 
     @property

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from unwind.dwarf.expression import evaluate
 from unwind.errors import FormatError, UnwindError, never
 from unwind.registers import Registers
 from unwind.rules import (
@@ -146,6 +145,8 @@ class Activation:
 
     def _evaluate(self, code: bytes, *initial: int) -> int:
         arch, memory = self.arch, self.memory
+        from unwind.dwarf.expression import evaluate  # few rows have one
+
         return evaluate(
             code,
             self.registers,
