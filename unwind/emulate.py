@@ -53,17 +53,27 @@ CONSTANT = -3
 NO_CALLER = -4  # the base of a slot: what is said to lie there is given up for good
 ALIGNED = -16
 
+# Code to which nothing leads is tried with so many states, and so many instructions of it.
+_MOST_BODIES = 8
+_LONGEST_PAD = 200
+
 _BREG0, _DEREF, _PLUS_UCONST, _CONSTS, _PLUS = 0x70, 0x06, 0x23, 0x11, 0x22
 
 
 class State:
     """What registers and stack slots hold at one place; shared by all places that agree."""
 
-    __slots__ = ("made", "registers", "slots")
+    __slots__ = ("guessed", "made", "registers", "slots")
 
-    def __init__(self, registers: dict[int, Symbolic], slots: dict[Symbolic, Symbolic]):
+    def __init__(
+        self,
+        registers: dict[int, Symbolic],
+        slots: dict[Symbolic, Symbolic],
+        guessed: bool = False,
+    ):
         self.registers = registers
         self.slots = slots  # by their address
+        self.guessed = guessed  # nothing that is known leads to where this holds
         self.made: dict[bool, Row | None] = {}  # the rows that it comes to, by whether it calls
 
 
@@ -115,7 +125,7 @@ class Machine:
         """The state to change."""
         state = self.state
         if self.shared:
-            state = self.state = State(dict(state.registers), dict(state.slots))
+            state = self.state = State(dict(state.registers), dict(state.slots), state.guessed)
             self.shared = False
         return state
 
@@ -250,7 +260,9 @@ class _Run:
         self.states: list[State | None] = [None] * len(instructions)
         self.pending: dict[int, State] = {}
         self.order: list[int] = []  # a heap of pending numbers
+        self.doubtful: list[tuple[int, State]] = []  # behind calls that may not return
         self.indirect: list[State] = []  # at jumps to nobody knows where
+        self.behind: list[State] = []  # behind calls: a landing pad has the state of one of them
         self.leaves: list[tuple[int, State]] = []
         self.called: dict[int, State] = {}  # past delay slots, by the vaddrs of calls
         self.odd = 0
@@ -276,16 +288,20 @@ class _Run:
 
     def follow(self) -> None:
         """Follow the code from all places that wait, the lowest first."""
-        while self.order:
-            number = heappop(self.order)
-            state = self.pending.pop(number, None)
-            if state is not None and self.states[number] is None:
-                self.follow_from(number, state)
+        while self.order or self.doubtful:
+            if not self.order:
+                self.wait(*self.doubtful.pop(0))
+            if self.order:
+                number = heappop(self.order)
+                state = self.pending.pop(number, None)
+                if state is not None and self.states[number] is None:
+                    self.follow_from(number, state)
 
     def follow_from(self, first: int, state: State) -> None:
         """Follow the code from one place to where it ends or meets what was followed before."""
         machine = Machine(self.model, state)
         effect, states, code, pending = self.model.effect, self.states, self.code, self.pending
+        padding = self.model.padding
         slot = -1
         for number in range(first, len(code)):
             if states[number] is not None:
@@ -298,7 +314,8 @@ class _Run:
                 machine.state, machine.shared = other, True
             machine.shared = True
             states[number] = machine.state
-            machine.called = False
+            if code[number][2] not in padding:  # which also lies behind a call without return
+                machine.called = False
             stops = effect(machine, code[number])
             annulled = None
             if machine.slot:
@@ -313,6 +330,9 @@ class _Run:
                     else:
                         self.wait(where, machine.state)
                 machine.targets.clear()
+            if machine.called and code[number][2] not in padding:
+                machine.shared = True
+                self.behind.append(machine.state)
             if machine.somewhere:
                 self.indirect.append(machine.state)
                 machine.somewhere, machine.shared = False, True
@@ -320,6 +340,11 @@ class _Run:
                 break
             if annulled is not None:
                 machine.state, machine.shared = annulled, True
+            if machine.called and code[number][2] in padding and number + 1 < len(code):
+                # Padding behind a call: what jumps to the code beyond it knows better than the
+                # call, which may not return.
+                self.doubtful.append((number + 1, machine.state))
+                break
         self.odd += machine.odd
 
     def delay_slot(self, machine: Machine, number: int) -> State | None:
@@ -334,7 +359,8 @@ class _Run:
             self.model.effect(machine, self.code[number])
         machine.slot = 0
         for register in machine.lost:
-            if register in machine.state.registers:
+            # Who uses a number after a call knows that the callee leaves it alone (gcc -fipa-ra).
+            if machine.state.registers.get(register, (CONSTANT, 0))[0] != CONSTANT:
                 machine.set(register, None)
         machine.lost = ()
         if machine.called:
@@ -360,34 +386,82 @@ class _Run:
         return False
 
     def follow_orphans(self) -> bool:
-        """Give the code that nothing leads to the state of `body`; whether there was any."""
-        body = None
+        """Give the code that nothing leads to a state of `bodies`; whether there was any."""
+        bodies: list[State] | None = None
         for number in range(len(self.code)):
             if self.states[number] is None and self.code[number][2] not in self.model.padding:
-                body = body or self.body()
-                if body is None:
+                bodies = self.bodies() if bodies is None else bodies
+                if not bodies:
                     return True
-                self.wait(number, body)
+                fit = bodies[0]
+                if len(bodies) > 1:
+                    fit = min(bodies, key=lambda state: self.misfits(number, state))
+                self.wait(number, fit)
                 self.follow()
         # Padding never runs. Compilers leave it the state of what it comes after.
         last = None
         for number, state in enumerate(self.states):
             last = self.states[number] = state or last
-        return body is not None
+        return bodies is not None
 
-    def body(self) -> State | None:
-        """The state of code that nothing leads to.
+    def bodies(self) -> list[State]:
+        """The states that code may have to which nothing leads, the likeliest first.
 
         The targets of a jump table have that of the jump, unless it jumps out of the function, as
-        a tail call. Landing pads have the one that most instructions have.
+        a tail call. Landing pads have that of a call.
         """
-        entry = self.model.entry.get(self.model.sp)
-        inside = [s for s in self.indirect if s.registers.get(self.model.sp) != entry]
-        states = inside or [state for state in self.states if state is not None]
-        counts: dict[int, int] = {}
+        sp = self.model.sp
+        entry = self.model.entry.get(sp)
+        inside = [s for s in self.indirect if s.registers.get(sp) != entry]
+        states = inside + self.behind or [state for state in self.states if state is not None]
+        found: list[State] = []
+        counts: list[int] = []
         for state in states:
-            counts[id(state)] = counts.get(id(state), 0) + 1
-        return max(states, key=lambda state: counts[id(state)], default=None)
+            for n, other in enumerate(found):
+                if state is other or not self.disagree(state, other):
+                    counts[n] += 1
+                    break
+            else:
+                if len(found) < _MOST_BODIES:
+                    found.append(State(state.registers, state.slots, guessed=True))
+                    counts.append(len(states) if state in inside else 1)
+        order = sorted(range(len(found)), key=lambda n: -counts[n])
+        return [found[n] for n in order]
+
+    def misfits(self, first: int, state: State) -> int:
+        """What speaks against a state of code that nothing leads to.
+
+        Such are places from which control goes where another state is known, and what would leave
+        the caller's value of a register nowhere.
+        """
+        machine = Machine(self.model, state)
+        count = 0
+        for number in range(first, min(first + _LONGEST_PAD, len(self.code))):
+            known = self.states[number]
+            if known is not None:
+                return count + self.disagree(known, machine.state)
+            before = machine.state
+            machine.shared = True
+            stops = self.model.effect(machine, self.code[number])
+            if machine.state is not before:
+                count += self.losses(before, machine.state)
+            for target in machine.targets:
+                known = self.states[self.number[target]] if target in self.number else None
+                count += known is not None and self.disagree(known, machine.state)
+            machine.targets.clear()
+            if stops:
+                break
+        return count
+
+    def losses(self, before: State, after: State) -> int:
+        """How many saved registers have their caller's value nowhere any more."""
+        count = 0
+        for register in self.model.saved:
+            value = (register, 0)
+            if after.registers.get(register) == value or value in after.slots.values():
+                continue
+            count += before.registers.get(register) == value or value in before.slots.values()
+        return count
 
 
 def _row(state: State, model: CodeModel, function: int, called: bool) -> Row | None:
