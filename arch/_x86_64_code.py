@@ -98,11 +98,18 @@ def _write(machine: Machine, operands: tuple[Operand, ...]) -> None:
         return
     kind, number, at, size = operands[0]
     if kind == "r":
-        if number in machine.state.registers:
-            machine.set(number, None)
+        _lose(machine, number)
     elif kind == "m" and number in machine.state.registers:
         for offset in range(at & -8, at + size, 8):
             machine.store(number, offset, None)
+
+
+def _lose(machine: Machine, register: int) -> None:
+    """A register holds what nobody knows, which is an address still if it is the stack pointer."""
+    if register == RSP:
+        machine.align(RSP)
+    elif register in machine.state.registers:
+        machine.set(register, None)
 
 
 def _value(machine: Machine, operand: Operand) -> tuple[int, int] | None:
@@ -117,7 +124,10 @@ def _value(machine: Machine, operand: Operand) -> tuple[int, int] | None:
 def _assign(machine: Machine, operand: Operand, value: tuple[int, int] | None) -> None:
     kind, number, at, size = operand
     if kind == "r":
-        machine.set(number, value if at == 8 or (value and value[0] == CONSTANT) else None)
+        if value is not None and (at == 8 or value[0] == CONSTANT):
+            machine.set(number, value)
+        else:
+            _lose(machine, number)
     elif kind == "m" and size == 8:
         machine.store(number, at, value)
     elif kind == "m":
@@ -205,7 +215,7 @@ def _enter(machine: Machine, instruction: Instruction) -> None:
 
 
 def _xchg(machine: Machine, instruction: Instruction) -> None:
-    for operand in _operands(instruction[3]):
+    for operand in _operands(instruction[3])[:2]:
         _write(machine, (operand,))
 
 
@@ -285,6 +295,7 @@ _HANDLERS: dict[str, Callable[[Machine, Instruction], bool | None]] = {
     "enter": _enter,
     "xchg": _xchg,
     "xadd": _xchg,
+    "mulx": _xchg,
     "cpuid": _clobber(RAX, RBX, RCX, RDX),
     "mul": _clobber(RAX, RDX),
     "div": _clobber(RAX, RDX),

@@ -19,6 +19,9 @@ _CODE = frozenset({STT.FUNC, STT.GNU_IFUNC, STT.NOTYPE})
 # No function is longer, in bytes: following a million instructions takes seconds.
 _LONGEST = 1 << 20
 
+# Less than that between two functions is padding.
+_GAP = 32
+
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -180,27 +183,52 @@ class Functions:
 def find_starts(image: Image, model: CodeModel, untold: bool = False) -> Iterator[int]:
     """Where functions of an image seem to start; `untold`: judged by the code alone.
 
-    Symbols and FDEs know. The code tells by its direct calls, by addresses of code that it takes
-    or that lie in data, and by what begins like a function behind a gap.
+    Symbols, FDEs and .pdr know, as far as they reach: of a stripped program they may tell only
+    what the C library's start-up files brought. Elsewhere the code tells by its direct calls, by
+    addresses of code that it takes or that lie in data, and by what begins like a function behind
+    a gap.
     """
-    told = () if untold else set(_told(image))
-    yield from told
-    if told:
-        return
-    for low, code in _code(image):
+    told = [] if untold else sorted(_told(image))
+    yield from (start for start, _ in told)
+    gaps = list(_gaps(image, told))
+    for low, code in gaps:
         yield low
         for start in model.starts(code, low):
             if low <= start < low + len(code):
                 yield start
+    if not gaps:
+        return
+    lows = [low for low, _ in gaps]
     for segment in image.segments:
         if not segment.executable:
             for pointer in _pointers(image, segment.data):
+                at = bisect_right(lows, pointer) - 1
                 # Jump tables hold addresses too, but of what is seldom aligned behind a gap.
-                if model.begins(image.at(pointer - 8), pointer):
+                if (
+                    at >= 0
+                    and pointer < lows[at] + len(gaps[at][1])
+                    and model.begins(image.at(pointer - 8), pointer)
+                ):
                     yield pointer
     entry = image.elf.header.entry
     if image.executable(entry):
         yield entry
+
+
+def _gaps(image: Image, told: Sequence[tuple[int, int]]) -> Iterator[tuple[int, memoryview]]:
+    """The code, ascending, that lies in no function of known size: (vaddr, code)."""
+    for low, code in sorted(_code(image), key=lambda piece: piece[0]):
+        end = low + len(code)
+        at = low
+        first = bisect_left(told, (low, 0))
+        for start, stop in [*told[max(0, first - 1) :], (end, end)]:
+            if start >= end:
+                start = end
+            if start - at >= _GAP:
+                yield at, code[at - low : start - low]
+            at = max(at, stop)
+            if start == end:
+                break
 
 
 def _code(image: Image) -> list[tuple[int, memoryview]]:
@@ -215,17 +243,19 @@ def _code(image: Image) -> list[tuple[int, memoryview]]:
     return [(s.vaddr, s.data) for s in image.segments if s.executable]
 
 
-def _told(image: Image) -> Iterator[int]:
+def _told(image: Image) -> Iterator[tuple[int, int]]:
+    """Starts and ends of functions; where only a start is known, it is both."""
     for symbol in image.symbols:
         if symbol.kind in _CODE and image.executable(symbol.vaddr):
-            yield symbol.vaddr
+            yield symbol.vaddr, symbol.vaddr + symbol.size
     if image.procedures is not None:
-        yield from (start for start in image.procedures.starts if image.executable(start))
+        starts = [start for start in image.procedures.starts if image.executable(start)]
+        yield from zip(starts, [*starts[1:], *starts[-1:]], strict=True)
     for section in image.frame_sections:
         for entry in section.entries():
             if isinstance(entry, Fde) and entry.start < entry.end:
-                yield entry.start
-                yield entry.end
+                yield entry.start, entry.end
+                yield entry.end, entry.end
 
 
 def _pointers(image: Image, data: memoryview) -> Iterator[int]:

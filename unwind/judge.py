@@ -147,7 +147,7 @@ class _Slots:
     def __init__(self, slots: dict[int, int], arch: Architecture, salt: int):
         self.slots = slots
         self.arch = arch
-        self.unknown = 0x999 ^ 0x1_0000 * salt
+        self.unknown = 0x999 ^ 0x5000_0000 * salt
 
     def read(self, address: int, size: int) -> bytes:
         if size != self.arch.word:
