@@ -161,6 +161,8 @@ def _load(machine: Machine, instruction: Instruction) -> None:
 def _store(machine: Machine, instruction: Instruction) -> None:
     source, target = _operands(instruction[3])
     if target[0] == "m" and target[1] in machine.state.registers:
+        if machine.load(target[1], target[2]) == (RETURN_ADDRESS, 0):
+            return  # __builtin_eh_return: the function now returns to what it puts there
         machine.store(target[1], target[2], machine.get(source[1]))
 
 

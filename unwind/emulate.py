@@ -425,7 +425,8 @@ class _Run:
                 if len(found) < _MOST_BODIES:
                     found.append(State(state.registers, state.slots, guessed=True))
                     counts.append(len(states) if state in inside else 1)
-        order = sorted(range(len(found)), key=lambda n: -counts[n])
+        full = [sum(st.registers.get(r) != (r, 0) for r in self.model.saved) for st in found]
+        order = sorted(range(len(found)), key=lambda n: (-full[n], -counts[n]))
         return [found[n] for n in order]
 
     def misfits(self, first: int, state: State) -> int:
@@ -471,6 +472,8 @@ def _row(state: State, model: CodeModel, function: int, called: bool) -> Row | N
     """
     red_zone = 0 if called else model.red_zone
     cfa = _cfa(state, model)
+    if cfa is None and (NO_CALLER, 0) in state.slots:
+        cfa = CfaRegister(model.sp, 0)  # of start-up code, which aligns sp: nobody needs it
     if cfa is None:
         return None
     where: dict[int, Symbolic] = {}  # the slot of each symbol that lies in one as it was

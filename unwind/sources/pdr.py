@@ -5,7 +5,7 @@ from __future__ import annotations
 from struct import iter_unpack
 
 from unwind.frames import Trust
-from unwind.rules import CfaRegister, NoRow, Offset, Origin, Row
+from unwind.rules import CfaRegister, NoRow, Offset, Origin, Row, Undefined
 
 __all__ = ["PdrSource"]
 
@@ -23,6 +23,7 @@ _SP, _RA = 29, 31
 
 # addiu sp, sp, n; subu sp, sp, r; sw r, n(base); addu or or r, sp, zero; lw r, n(sp)
 _ADDIU_SP, _SUBU_SP, _SW, _ADDU_SP, _LW_SP = 0x27BD, 0x03A0_E823, 0xAC00_0000, 0x03A0_0021, 0x8FA0
+_JR_RA, _JR_T9 = 0x03E0_0008, 0x0320_0008
 _BRANCHES = frozenset((1, 4, 5, 6, 7, 20, 21, 22, 23))
 _LARGEST = 1 << 20  # of what is looked at, in bytes
 
@@ -50,20 +51,36 @@ class PdrSource:
         table = image.procedures
         if table is None:
             return NoRow("the module has no .pdr")
+        rules: dict[int, Rule]
         procedure = table.find(place.vaddr)
         if procedure is None or not image.executable(place.vaddr):
             return NoRow(f"no entry of .pdr covers {place.vaddr:#x}")
         end = self._end(image, procedure, place.vaddr, table.end(procedure))
-        if place.vaddr >= end:
+        if place.vaddr >= end or not self._goes_on(image, procedure, place.vaddr):
             return NoRow(f"no entry of .pdr covers {place.vaddr:#x}")
+        if procedure.start == image.elf.header.entry:
+            # glibc's __start is said to have a frame, as any function; what lies where its return
+            # address would be is argc and the arguments, and nobody has called it.
+            note = f"{procedure.start:#x} is where the program is entered: it has no caller"
+            rules = {self.column: Undefined()}
+            return Row(
+                procedure.start,
+                end,
+                CfaRegister(_SP, 0),
+                rules,
+                self.column,
+                Origin(".pdr", note=note),
+            )
         if procedure.frame_register not in range(16, 32) or procedure.return_register != _RA:
             return NoRow("the entry of .pdr names no frame")  # assembler code without .frame
         saved = procedure.saved()
         if place.called and self.column not in saved:
             return NoRow("by .pdr the function calls nothing: it does not save ra")
+        if place.called and not self._saves_ra(image, procedure, place.vaddr):
+            return NoRow("the code does not save ra, whatever .pdr says")
         if not place.called and not self._is_body(image, procedure, place.vaddr):
             return NoRow("the frame that .pdr describes is not whole at this place")
-        rules: dict[int, Rule] = {number: Offset(n) for number, n in saved.items()}
+        rules = {number: Offset(n) for number, n in saved.items()}
         return Row(
             procedure.start,
             end,
@@ -74,12 +91,40 @@ class PdrSource:
         )
 
     def _end(self, image: Image, procedure: Procedure, vaddr: int, limit: int | None) -> int:
-        """Where the function ends: an entry does not tell, a symbol may."""
+        """Where the function ends at the latest: an entry does not tell.
+
+        Not every function has an entry, glibc's __start for one.
+        """
         symbol = image.symbols.find(vaddr)
-        if symbol is not None and symbol.size and symbol.vaddr > procedure.start:
-            return symbol.vaddr  # what the place lies in is another function
-        end = procedure.start + len(image.at(procedure.start))
-        return min(end, limit) if limit is not None else end
+        ends = [procedure.start + len(image.at(procedure.start)), limit, image.elf.header.entry]
+        ends.append(symbol.vaddr if symbol is not None else None)
+        return min(end for end in ends if end is not None and end > procedure.start)
+
+    def _goes_on(self, image: Image, procedure: Procedure, vaddr: int) -> bool:
+        """Whether the function reaches as far as `vaddr`, by its branches and returns."""
+        if procedure.compressed or vaddr - procedure.start > _LARGEST:
+            return True
+        here = furthest = procedure.start
+        for word in self._words(image, procedure.start, vaddr):
+            if word >> 26 in _BRANCHES:
+                furthest = max(furthest, here + 4 + 4 * ((word & 0xFFFF ^ 0x8000) - 0x8000))
+            if _is_jump(word) and furthest < here + 8 <= vaddr:
+                return False
+            if word & 0xFC1F_FFFF == 8 and word not in (_JR_RA, _JR_T9):
+                return True  # by a table, which leads nobody knows where
+            here += 4
+        return True
+
+    def _saves_ra(self, image: Image, procedure: Procedure, vaddr: int) -> bool:
+        """Whether the instructions up to `vaddr` store ra.
+
+        The entry of glibc's __start says so, as a macro for assembler files has it.
+        """
+        if procedure.compressed or vaddr - procedure.start > _LARGEST:
+            return True
+        # The delay slot of the call may be what stores it.
+        words = self._words(image, procedure.start, vaddr + 8)
+        return any(word & 0xFC1F_0000 == _SW | _RA << 16 for word in words)
 
     def _is_body(self, image: Image, procedure: Procedure, vaddr: int) -> bool:
         """Whether the instructions up to `vaddr` have made the frame and undone nothing."""
