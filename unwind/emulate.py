@@ -425,8 +425,7 @@ class _Run:
                 if len(found) < _MOST_BODIES:
                     found.append(State(state.registers, state.slots, guessed=True))
                     counts.append(len(states) if state in inside else 1)
-        full = [sum(st.registers.get(r) != (r, 0) for r in self.model.saved) for st in found]
-        order = sorted(range(len(found)), key=lambda n: (-full[n], -counts[n]))
+        order = sorted(range(len(found)), key=lambda n: -counts[n])
         return [found[n] for n in order]
 
     def misfits(self, first: int, state: State) -> int:
