@@ -127,6 +127,17 @@ def _is_call(word: int) -> bool:
     return operation in (0x03, 0x1D) or (operation == 1 and other in (0x10, 0x11, 0x12, 0x13))
 
 
+def _slot_moves_stack(byteorder: ByteOrder) -> Callable[[bytes], bool]:
+    """Whether the last 4 bytes are addiu, addu or subu to sp."""
+
+    def slot_moves_stack(before: bytes) -> bool:
+        word = int.from_bytes(before[-4:], byteorder)
+        operation = word & 0xFC00_07FF
+        return word >> 16 == 0x27BD or (operation in (0x21, 0x23) and word >> 11 & 31 == SP)
+
+    return slot_moves_stack
+
+
 def _is_compressed_call(half: list[int]) -> bool:
     """A call of microMIPS or MIPS16 with its delay slot at the end of these 4 halfwords.
 
@@ -188,6 +199,7 @@ def _arch(name: str, byteorder: ByteOrder) -> Architecture:
         layouts={"linux.prstatus": _PRSTATUS},
         call_window=8,
         follows_call=_follows_call(byteorder),
+        slot_moves_stack=_slot_moves_stack(byteorder),
         stack_alignment=8,
         rld_map_tags=(0x7000_0016, 0x7000_0035),  # DT_MIPS_RLD_MAP, DT_MIPS_RLD_MAP_REL
         # EF_MIPS_ABI2 (n32), and EF_MIPS_ABI but for E_MIPS_ABI_O32: a core has no flags at all.

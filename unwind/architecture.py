@@ -92,6 +92,8 @@ class Architecture(Value):
     # Where the direct call that ends at a return address leads: `call_window` bytes before it, and
     # the return address, in; None out where the call is indirect.
     call_target: Callable[[bytes, int], int | None] = _no_target
+    # Does the delay slot of a call, the bytes before a return address, move the stack pointer?
+    slot_moves_stack: Callable[[bytes], bool] | None = None
     red_zone: int = 0  # bytes below sp that belong to the frame
     stack_alignment: int = 1  # of the CFA
     code_alignment: int = 1  # of the instructions, where none can run at another pc

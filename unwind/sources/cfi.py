@@ -32,6 +32,7 @@ class CfiSource:
         self.trampolines = arch.trampolines
         self.call_size = arch.call_size
         self.code_alignment = arch.code_alignment
+        self.slot_moves_stack = arch.slot_moves_stack
         self._spent = 0
 
     def row(self, place: Place) -> Row | NoRow:
@@ -42,7 +43,7 @@ class CfiSource:
         if not place.called and place.vaddr % self.code_alignment:
             return NoRow("no instruction can run here: a branch led here and nowhere else")
         try:
-            row = self._row(image, place.vaddr)
+            row = self._row(image, self._vaddr(image, place))
         except UnwindError as error:
             return NoRow(str(error), failed=True)
         if row is None:
@@ -50,6 +51,16 @@ class CfiSource:
             return NoRow(known if image.frame_sections else "the module has no CFI")
         objection = self._objection(row, image, place)
         return NoRow(objection) if objection else row
+
+    def _vaddr(self, image: Image, place: Place) -> int:
+        """Where to look: for a call, at the call itself.
+
+        But what its delay slot does to the stack pointer gcc's CFI has only behind it.
+        """
+        vaddr, behind = place.vaddr, place.vaddr + self.call_size
+        if self.slot_moves_stack is None or place.pc - place.lookup_pc != self.call_size:
+            return vaddr
+        return behind if self.slot_moves_stack(image.read(vaddr, self.call_size)) else vaddr
 
     def _row(self, image: Image, vaddr: int) -> Row | None:
         """The row of the first section that covers `vaddr`."""
