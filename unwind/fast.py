@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import sys
-from array import array
 
 from unwind.errors import MemoryFault
 from unwind.frames import End, Trace, Trust
@@ -77,6 +76,8 @@ class FastUnwinder:
         data = data[: len(data) // arch.word * arch.word]
         words = data.cast("Q") if arch.word == 8 else data.cast("I")
         if arch.byteorder != sys.byteorder:
+            from array import array  # 0.8 ms, with the collections that it loads
+
             first = max((sp - start) // arch.word, 0)
             swapped = array(words.format, bytes(words[first:]))
             swapped.byteswap()

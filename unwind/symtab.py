@@ -16,7 +16,6 @@ from __future__ import annotations
 
 from bisect import bisect_left, bisect_right
 from itertools import compress
-from operator import add
 from struct import Struct
 
 from unwind.elf import DT, SHT, Elf
@@ -218,8 +217,9 @@ class _Index:
         places = list(compress(range(high - low), table.eligible(low, high)))
         places.sort(key=starts.__getitem__)
         self.starts = list(map(starts.__getitem__, places))
-        self.ends = ends = list(map(add, self.starts, map(sizes.__getitem__, places)))
+        self.ends = [start + sizes[at] for start, at in zip(self.starts, places, strict=True)]
         self.order = [at + low for at in places]
+        ends = self.ends
         self._blocks = [max(ends[at : at + _BLOCK]) for at in range(0, len(ends), _BLOCK)]
 
     def rightmost(self, position: int, bound: int) -> int:
