@@ -283,7 +283,9 @@ def test_a_closed_pipe_ends_it_silently() -> None:
 
 
 def test_an_interrupt_ends_it_with_130() -> None:
-    program = os.path.realpath("/proc/self/exe")
+    lines = Path("/proc/self/maps").read_text().splitlines()
+    mapped = {line.rpartition(" ")[2] for line in lines if line.endswith(".so.6")}
+    program = max(mapped, key=os.path.getsize)  # whose tables are more than a pipe holds
     with subprocess.Popen(
         [sys.executable, *COMMAND, program],
         cwd=ROOT,
