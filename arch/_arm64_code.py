@@ -343,12 +343,26 @@ def _starts(code: memoryview, vaddr: int) -> Iterator[int]:
             at = target - vaddr
             if 8 <= at < len(code) and _begins(code[at - 8 : at + 4], target):
                 yield target
+        elif _is_stub(code, n):
+            yield vaddr + 4 * n
     jumps = {target for target, _ in _jumps(code, vaddr)}
     for n, word in _words(code, rb"[\xa9\xd1\xd5\xf8]"):
         start = vaddr + 4 * n
         if _is_prologue(word) and n > 1 and start not in jumps:
             if _ends(int.from_bytes(code[4 * n - 4 : 4 * n], "little")):
                 yield start
+
+
+def _is_stub(code: memoryview, n: int) -> bool:
+    """Whether a stub of the procedure linkage table begins at a word: adrp x16; ldr x17, [x16, n].
+
+    The first of them stores x16 and x30 before, and so do no others.
+    """
+    before, here, after = (
+        int.from_bytes(code[at : at + 4], "little") for at in (4 * max(n - 1, 0), 4 * n, 4 * n + 4)
+    )
+    load = after & 0xFFC0_03FF == 0xF940_0211
+    return here & 0x9F00_001F == 0x9000_0010 and load and before != 0xA9BF_7BF0
 
 
 def _begins(code: memoryview, vaddr: int) -> bool:

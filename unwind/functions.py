@@ -24,7 +24,7 @@ _GAP = 32
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
     from unwind.emulate import CodeModel, Instruction
     from unwind.image import Image
@@ -35,7 +35,8 @@ class Functions:
     """The functions of an image, from their starts; tables are made when they are asked for.
 
     `disassemble(code, vaddr)` gives the instructions of some code. Where no `starts` are given
-    they are those that symbols, CFI and the code itself tell.
+    they are those that symbols, CFI and the code itself tell. `entered` gives the states in which
+    code at some starts is entered that nothing calls.
     """
 
     def __init__(
@@ -44,11 +45,13 @@ class Functions:
         model: CodeModel,
         disassemble: Callable[[bytes, int], Sequence[Instruction]],
         starts: Iterable[int] | None = None,
+        entered: Mapping[int, State] | None = None,
     ):
         self.image = image
         self.model = model
         self.starts = sorted(set(starts if starts is not None else find_starts(image, model)))
         self.disassemble = disassemble
+        self._told = entered or {}
         self._code = _code(image)
         self._entered: dict[int, Table | None] = {}
         self._parts: dict[int, Table] = {}
@@ -63,7 +66,8 @@ class Functions:
         start = self.starts[at]
         ends = (low + len(code) for low, code in self._code if low <= start < low + len(code))
         limit = next(ends, start)
-        return start, min([limit, start + _LONGEST, *self.starts[at + 1 : at + 2]])
+        end = min([limit, start + _LONGEST, *self.starts[at + 1 : at + 2]])
+        return (start, end) if vaddr < end else None  # the next section may hold no start
 
     def table(self, vaddr: int) -> Table | None:
         """The table of the function around `vaddr`, None where there is no code.
@@ -75,7 +79,7 @@ class Functions:
         if alone is None:
             return None
         if alone.start not in self._tables:
-            if self._is_part(alone):
+            if alone.start in self._told or self._is_part(alone):
                 self._tables[alone.start] = self._part(alone)
             elif alone.orphans:
                 self._tables[alone.start] = self._whole(alone)
@@ -124,7 +128,9 @@ class Functions:
             if state.registers.get(sp) == entry and not self._is_start(target):
                 other = self._alone(target)
                 there = other.state(target) if other is not None and not other.odd else None
-                if there is not None and there.registers.get(sp) not in (None, entry):
+                if there is None or there.guessed:
+                    continue
+                if there.registers.get(sp) not in (None, entry):
                     return there
         return None
 
@@ -135,11 +141,13 @@ class Functions:
             return known
         self._parts[alone.start] = alone  # what asks for it meanwhile is content with that
         entries = self._entries(alone, lambda table: table)
-        home = self._home(alone)
+        home = self._told.get(alone.start)
+        if home is None and (there := self._home(alone)) is not None:
+            home = State(there.registers, there.slots, guessed=True)
         if entries or home is not None:
             code = self._instructions(alone.start, alone.end)
             if home is not None:
-                entries.setdefault(alone.start, State(home.registers, home.slots, guessed=True))
+                entries.setdefault(alone.start, home)
             found = emulate(self.model, code, entries, callable=False)
             self._parts[alone.start] = found
         return self._parts[alone.start]
