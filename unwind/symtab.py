@@ -18,7 +18,7 @@ from bisect import bisect_left, bisect_right
 from itertools import compress
 from struct import Struct
 
-from unwind.elf import DT, SHT, Elf
+from unwind.elf import DT, EM, SHT, Elf
 from unwind.errors import FormatError, UnwindError
 from unwind.values import Value
 
@@ -61,6 +61,7 @@ _DEAD = -1  # as the end of a symbol that turned out to be none
 _NAMES_PLACES = bytes(
     (info & 15) not in (STT.SECTION, STT.FILE, STT.TLS) for info in range(256)
 )  # fmt: skip
+_EVEN = frozenset({EM.MIPS, EM.ARM})  # where bit 0 of a symbol's value marks the code
 _ODD = bytes(value & 1 for value in range(256))
 _NONZERO = bytes(value != 0 for value in range(256))
 
@@ -98,6 +99,7 @@ class Table:
 
     `first_global` is its sh_info (gABI 4.1): local symbols stand before it, the others from it on.
     `section_at` tells the index of the section a vaddr lies in; without it labels are no names.
+    `even`: bit 0 of a value is none of the address, but marks the code (MIPS16, Thumb).
     """
 
     def __init__(
@@ -109,6 +111,7 @@ class Table:
         *,
         first_global: int = 1,
         section_at: Callable[[int], int | None] | None = None,
+        even: bool = False,
     ):
         self._layout = layout = _Layout(elf_class, byteorder)
         self.count = count = min(len(entries) // layout.record.size, _MOST_SYMBOLS)
@@ -116,6 +119,7 @@ class Table:
         self._strings = memoryview(strings)[:_MOST_STRINGS]
         self._byteorder = byteorder
         self.section_at = section_at
+        self._mask = -2 if even else -1
         self.first_global = min(max(first_global, 1), count)
 
     def __iter__(self) -> Iterator[Symbol]:
@@ -137,7 +141,7 @@ class Table:
         """st_name, st_value, st_size, st_info and st_shndx."""
         found = self._layout.record.unpack_from(self._entries, index * self._layout.record.size)
         a, b, c, d, e = self._layout.pick
-        return found[a], found[b], found[c], found[d], found[e]
+        return found[a], found[b] & self._mask, found[c], found[d], found[e]
 
     def named(self, index: int) -> bool:
         """Whether it has a name, and is no mapping symbol ($x, $d: AAELF64 §5.5.3)."""
@@ -170,7 +174,8 @@ class Table:
 
     def starts(self, low: int, high: int) -> list[int]:
         """The st_value of the symbols [low, high)."""
-        return self.column(self._layout.value, low, high)
+        found = self.column(self._layout.value, low, high)
+        return found if self._mask == -1 else [value & -2 for value in found]
 
     def sizes(self, low: int, high: int) -> list[int]:
         """Their st_size."""
@@ -490,6 +495,7 @@ def section_table(elf: Elf, section: Section) -> Table:
         header.byteorder,
         first_global=section.info,
         section_at=_section_finder(elf),
+        even=header.machine in _EVEN,
     )
 
 
@@ -521,6 +527,7 @@ def _dynamic_table(elf: Elf) -> Iterator[Table]:
         elf.at(strings, dynamic.get(DT.STRSZ)),
         header.elf_class,
         header.byteorder,
+        even=header.machine in _EVEN,
     )
 
 
