@@ -42,6 +42,8 @@ class EmulationSource:
             return NoRow("there is no code to look at")
         if not place.image.executable(place.vaddr):
             return NoRow(f"{place.vaddr:#x} is not executable")
+        if self._is_compressed(place):
+            return NoRow("the code is microMIPS or MIPS16, which is not followed")
         functions = self._functions_of(place.image)
         if functions is None:
             return NoRow(self._lacking)
@@ -55,6 +57,19 @@ class EmulationSource:
         if row is None:
             return NoRow(f"the code from {table.start:#x} on does not tell where the CFA is")
         return row
+
+    def _is_compressed(self, place: Place) -> bool:
+        """Whether bit 0 of the return address, of the pc or of a .pdr entry marks the code."""
+        arch, image = self.arch, place.image
+        if not arch.compressed_call_size:
+            return False
+        if place.called:
+            return place.pc - place.lookup_pc == arch.compressed_call_size
+        known = (
+            image.procedures.find(place.vaddr) if image is not None and image.procedures else None
+        )
+        marked = bool(place.registers.get(arch.pc, 0) & 1)
+        return marked or (known is not None and known.compressed)
 
     def start_of(self, image: Image, vaddr: int) -> int | None:
         """Where the function around `vaddr` starts, None where nobody knows."""

@@ -129,7 +129,7 @@ class PdrSource:
     def _is_body(self, image: Image, procedure: Procedure, vaddr: int) -> bool:
         """Whether the instructions up to `vaddr` have made the frame and undone nothing."""
         if procedure.compressed or vaddr - procedure.start > _LARGEST:
-            return False
+            return not (procedure.mask or procedure.frame_size)  # there is no frame to make
         register = procedure.frame_register
         missing, size = procedure.mask, 0
         framed, undone = register == _SP, False
