@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from unwind.transports.core import CoreSource
 
 _PROG = "unwind-core"
-_LINES = 1000  # are put out together: the text of one thread is little for a system call
+_AT_ONCE = 100  # texts that are put out together: that of one thread is little for a system call
 _EXAMPLES = """\
 examples:
   unwind-core core.1234
@@ -245,7 +245,6 @@ class _Report:
 
     def _text(self, snapshots: list[Snapshot]) -> bool:
         from unwind.fast import FastUnwinder
-        from unwind.frames import Trace
         from unwind.writers.text import TextWriter
 
         options = self.options
@@ -272,12 +271,12 @@ class _Report:
             lines.append(writer.thread(snapshot))
             pcs = None if exact else fast.pcs(snapshot)
             if pcs is not None:
-                lines += writer.trace(snapshot, Trace(tuple(pcs), End.OUTERMOST))
+                lines.append(writer.trace(snapshot.space, pcs))
             else:
                 stack = self.unwinder.unwind(snapshot)
                 complete = complete and stack.end == End.OUTERMOST
                 lines += writer.stack(stack, self._notes(snapshot))
-            if len(lines) >= _LINES:
+            if len(lines) >= _AT_ONCE:
                 _put(lines)
                 lines.clear()
         _put(lines)

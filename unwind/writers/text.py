@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import chain
+
 from unwind.frames import End, Trust
 from unwind.modules import State
 from unwind.signals import CODES
@@ -14,7 +16,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence
 
     from unwind.architecture import Architecture
-    from unwind.frames import Frame, Stack, Trace
+    from unwind.frames import Frame, Stack
     from unwind.modules import Module
     from unwind.snapshot import Snapshot, Source
     from unwind.space import AddressSpace
@@ -48,7 +50,7 @@ class TextWriter:
         self.shorten = shorten
         self.registers = registers
         self._digits = 2 * arch.word
-        self._numbers: list[str] = []
+        self._heads: list[str] = []  # of lines: the frames' numbers
         self._places: dict[AddressSpace, tuple[_Places, _Places]] = {}
 
     def header(self, source: Source, modules: Sequence[Module] = ()) -> Iterator[str]:
@@ -76,21 +78,22 @@ class TextWriter:
         crashed = " (crashed)" if snapshot.crashed else ""
         return self._paint(_BOLD, f"thread {snapshot.tid}{name}{crashed}:")
 
-    def trace(self, snapshot: Snapshot, trace: Trace) -> list[str]:
-        """The frames of a walk that went by CFI all the way out.
+    def trace(self, space: AddressSpace, pcs: Sequence[int]) -> str:
+        """The frames of a walk that went by CFI all the way out, each on a line of its own.
 
         Tens of thousands of frames pass here, most of them at a place that was met before: no
         line of Python runs for one of those.
         """
-        innermost, callers = self._places_of(snapshot.space)
-        places = [innermost[trace.pcs[0]], *map(callers.__getitem__, trace.pcs[1:])]
-        numbers = self._numbers
-        numbers += [f"#{n:<2} " for n in range(len(numbers), len(places))]
-        lines = list(map(str.__add__, numbers, places))
-        gap = len(lines) - SHOWN_FIRST - SHOWN_LAST
+        innermost, callers = self._places_of(space)
+        heads = self._heads
+        heads += [f"\n#{n:<2} " for n in range(len(heads), len(pcs))]
+        lines: Iterable[tuple[str, str]]
+        lines = zip(heads, [innermost[pcs[0]], *map(callers.__getitem__, pcs[1:])], strict=False)
+        gap = len(pcs) - SHOWN_FIRST - SHOWN_LAST
         if self.shorten and gap > 0:
-            lines[SHOWN_FIRST:-SHOWN_LAST] = [self._left_out(gap)]
-        return lines
+            lines = list(lines)
+            lines[SHOWN_FIRST:-SHOWN_LAST] = [("\n", self._left_out(gap))]
+        return "".join(chain.from_iterable(lines))[1:]
 
     def stack(
         self, stack: Stack, notes: Callable[[Frame], Iterable[str]] | None = None
