@@ -515,7 +515,7 @@ def _ms(seconds: Sequence[float], which: Callable[[Sequence[float]], float] = me
 
 
 def _number(value: float) -> str:
-    return f"{value:,.0f}" if value >= 100 else f"{value:.1f}"
+    return f"{value:,.0f}" if value >= 100 else f"{round(value, 1) + 0.0:.1f}"  # no -0.0
 
 
 def _row(*cells: str) -> str:
