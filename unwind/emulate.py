@@ -501,6 +501,11 @@ def _row(state: State, model: CodeModel, function: int, called: bool) -> Row | N
         if rule is None:
             return None
         rules[column] = rule
+    elif model.keeps_slots and RETURN_ADDRESS in where:
+        # A signal in the delay slot of a call leaves the pc at the call, which has set ra already.
+        rule = _saved_at(where[RETURN_ADDRESS], state)
+        if rule is not None:
+            rules[column] = rule
     origin = Origin("code", note=f"the code from {function:#x} on")
     return Row(0, 0, cfa, rules, column, origin)
 
