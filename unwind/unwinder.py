@@ -11,7 +11,7 @@ from unwind.rules import InRegister, NoRow, Offset, SameValue
 from unwind.snapshot import Place
 from unwind.sources.cfi import CfiSource
 from unwind.sources.emulation import EmulationSource
-from unwind.sources.entry import EntrySource
+from unwind.sources.entry import EntrySource, is_planted
 from unwind.sources.frame_pointer import FramePointerSource
 from unwind.sources.pdr import PdrSource
 from unwind.sources.scan import ScanSource
@@ -240,6 +240,8 @@ class Unwinder:
                     return None
         except MemoryFault as fault:
             return NoRow(f"it leads to {pc:#x}, whose code cannot be checked: {fault}")
+        if is_planted(arch, place.space.find(pc), place.memory, pc):
+            return None
         return NoRow(f"it leads to {pc:#x}, which follows no call")
 
     def _damage(self, place: Place, row: Row, cfa: int) -> str:

@@ -6,11 +6,13 @@ from unwind.errors import UnwindError
 from unwind.frames import Trust
 from unwind.rules import NoRow, Origin, Undefined
 
-__all__ = ["EntrySource"]
+__all__ = ["EntrySource", "is_planted"]
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from unwind.architecture import Architecture
+    from unwind.modules import Module
+    from unwind.protocols import Memory
     from unwind.rules import Row
     from unwind.snapshot import Place
 
@@ -40,7 +42,7 @@ class EntrySource:
     def row(self, place: Place) -> Row | NoRow:
         """The architecture's entry row, where no instruction can have run since the call."""
         if place.called:
-            if self._is_planted(place):
+            if is_planted(self.arch, place.module, place.memory, place.pc):
                 return self.row_of_planted
             return NoRow("only the innermost or an interrupted frame can be at a call's target")
         fixed = any(start <= place.pc < end for start, end, _ in self.arch.fixed_regions)
@@ -49,16 +51,16 @@ class EntrySource:
             return NoRow("pc lies in executable memory")
         return self.arch.entry_row
 
-    def _is_planted(self, place: Place) -> bool:
-        """Whether the pc is where an FDE starts, and what lies before it is no call."""
-        image, module, window = place.image, place.module, self.arch.call_window
-        if image is None or module is None:
+
+def is_planted(arch: Architecture, module: Module | None, memory: Memory, pc: int) -> bool:
+    """Whether a return address is where an FDE starts, and what lies before it is no call."""
+    if module is None or module.image is None:
+        return False
+    vaddr = module.to_vaddr(pc)
+    try:
+        if arch.follows_call(memory.read(pc - arch.call_window, arch.call_window)):
             return False
-        vaddr = module.to_vaddr(place.pc)
-        try:
-            if self.arch.follows_call(place.memory.read(place.pc - window, window)):
-                return False
-            found = (section.find(vaddr) for section in image.frame_sections)
-            return any(fde is not None and fde.start == vaddr for fde in found)
-        except UnwindError:
-            return False
+        found = (section.find(vaddr) for section in module.image.frame_sections)
+        return any(fde is not None and fde.start == vaddr for fde in found)
+    except UnwindError:
+        return False
