@@ -107,7 +107,7 @@ def _write(machine: Machine, operands: tuple[Operand, ...]) -> None:
 def _lose(machine: Machine, register: int) -> None:
     """A register holds what nobody knows, which is an address still if it is the stack pointer."""
     if register == RSP:
-        machine.align(RSP)
+        machine.lose(RSP)
     elif register in machine.state.registers:
         machine.set(register, None)
 
@@ -179,6 +179,8 @@ def _arithmetic(sign: int) -> Callable[[Machine, Instruction], None]:
         amount = _value(machine, source) if base is not None else None
         if base is not None and amount is not None and amount[0] == CONSTANT:
             _assign(machine, target, (base[0], base[1] + sign * _signed(amount[1])))
+        elif base is not None and target[1] == RSP and sign < 0:
+            machine.align(RSP)  # alloca
         else:
             _write(machine, (target,))
 

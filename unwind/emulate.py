@@ -26,6 +26,7 @@ from unwind.values import Value
 __all__ = [
     "CFA",
     "CONSTANT",
+    "LOST",
     "NO_CALLER",
     "RETURN_ADDRESS",
     "CodeModel",
@@ -46,12 +47,13 @@ if TYPE_CHECKING:
     Instruction = tuple[int, int, str, str]  # address, size, mnemonic, operands
 
 # Symbols. A register's number stands for what it held on entry; the stack pointers that were
-# aligned count down from ALIGNED.
+# aligned count down from ALIGNED, those that came from nobody knows where from LOST.
 CFA = -1
 RETURN_ADDRESS = -2
 CONSTANT = -3
 NO_CALLER = -4  # the base of a slot: what is said to lie there is given up for good
 ALIGNED = -16
+LOST = -(1 << 24)
 
 # Code to which nothing leads is tried with so many states, and so many instructions of it.
 _MOST_BODIES = 8
@@ -166,6 +168,11 @@ class Machine:
         """A register becomes a multiple of something: what it is relative to is not known."""
         self.aligned -= 1
         self.set(register, (self.aligned, 0))
+
+    def lose(self, register: int) -> None:
+        """A register becomes an address that may be any, with slots around it all the same."""
+        self.aligned -= 1
+        self.set(register, (self.aligned + LOST, 0))
 
 
 class Table:

@@ -141,13 +141,13 @@ class Functions:
             return known
         self._parts[alone.start] = alone  # what asks for it meanwhile is content with that
         entries = self._entries(alone, lambda table: table)
-        home = self._told.get(alone.start)
-        if home is None and (there := self._home(alone)) is not None:
-            home = State(there.registers, there.slots, guessed=True)
-        if entries or home is not None:
+        told, home = self._told.get(alone.start), self._home(alone)
+        if told is not None:
+            entries[alone.start] = told
+        elif home is not None:
+            entries.setdefault(alone.start, State(home.registers, home.slots, guessed=True))
+        if entries:
             code = self._instructions(alone.start, alone.end)
-            if home is not None:
-                entries.setdefault(alone.start, home)
             found = emulate(self.model, code, entries, callable=False)
             self._parts[alone.start] = found
         return self._parts[alone.start]

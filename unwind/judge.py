@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from itertools import count
 
-from unwind.emulate import CFA, CONSTANT, RETURN_ADDRESS
+from unwind.emulate import CFA, CONSTANT, LOST, RETURN_ADDRESS
 from unwind.errors import MemoryFault, UnknownRegister, UnwindError
 from unwind.registers import Registers
 from unwind.rules import CfaRegister, Undefined
@@ -123,7 +123,7 @@ def _world(state: State, vaddr: int, arch: Architecture, salt: int) -> tuple[Reg
 
     def number(symbol: int) -> int:
         if symbol not in bases:
-            bases[symbol] = 0x10_0000 * next(fresh)
+            bases[symbol] = 0x10_0000 * next(fresh) + (0x7000_0000 * salt if symbol < LOST else 0)
         return bases[symbol]
 
     word = (1 << 8 * arch.word) - 1
