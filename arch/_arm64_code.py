@@ -330,6 +330,17 @@ def _jumps(code: memoryview, vaddr: int) -> Iterator[tuple[int, int]]:
         yield here + _displacement(word, bits), here
 
 
+def _last_call(code: memoryview, end: int) -> int | None:
+    """The target of the BL that some code ends with, before NOPs."""
+    for at in range(len(code) - 4, max(len(code) - 64, 0), -4):
+        word = int.from_bytes(code[at : at + 4], "little")
+        if word & 0xFC00_0000 == 0x9400_0000:
+            return end - len(code) + at + _displacement(word, 26)
+        if word not in (0, 0xD503_201F):
+            return None
+    return None
+
+
 def _starts(code: memoryview, vaddr: int) -> Iterator[int]:
     """Where calls lead, what seems to be a function's address, and prologues behind a gap."""
     for n, word in _words(code, rb"[\x94-\x97]"):  # bl
@@ -348,8 +359,10 @@ def _starts(code: memoryview, vaddr: int) -> Iterator[int]:
     jumps = {target for target, _ in _jumps(code, vaddr)}
     for n, word in _words(code, rb"[\xa9\xd1\xd5\xf8]"):
         start = vaddr + 4 * n
-        if _is_prologue(word) and n > 1 and start not in jumps:
-            if _ends(int.from_bytes(code[4 * n - 4 : 4 * n], "little")):
+        if _is_prologue(word) and n > 1:
+            before = int.from_bytes(code[4 * n - 4 : 4 * n], "little")
+            # What is jumped to is a function if it is aligned so: by a tail call.
+            if before in _PADDING if start in jumps else _ends(before):
                 yield start
 
 
@@ -375,7 +388,7 @@ def _begins(code: memoryview, vaddr: int) -> bool:
 def _is_prologue(word: int) -> bool:
     """What functions begin with."""
     return (
-        word & 0xFFC0_7FFF == 0xA980_7BFD  # stp x29, x30, [sp, #-n]!
+        word & 0xFFE0_03E0 == 0xA9A0_03E0  # stp x, x, [sp, #-n]!
         or word & 0xFF80_03FF == 0xD100_03FF  # sub sp, sp, #n
         or word & 0xFFF0_0FE0 == 0xF810_0FE0  # str x, [sp, #-n]!
         or word in (0xD503_233F, 0xD503_237F, 0xD503_245F)  # paciasp, pacibsp, bti c
@@ -388,8 +401,12 @@ def _ends(word: int) -> bool:
         word & 0xFC00_0000 == 0x1400_0000  # b
         or word & 0xFFFF_FC1F in (0xD65F_0000, 0xD61F_0000)  # ret, br
         or word & 0xFFE0_001F == 0xD420_0000  # brk
-        or word in (0, 0xD503_201F, 0xD65F_0BFF, 0xD65F_0FFF)  # udf, nop, retaa, retab
+        or word in (0xD65F_0BFF, 0xD65F_0FFF)  # retaa, retab
+        or word in _PADDING
     )
+
+
+_PADDING = (0, 0xD503_201F)  # udf, nop
 
 
 def _words(code: memoryview, last: bytes) -> Iterator[tuple[int, int]]:
@@ -433,4 +450,5 @@ MODEL = CodeModel(
     jumps=_jumps,
     starts=_starts,
     begins=_begins,
+    last_call=_last_call,
 )

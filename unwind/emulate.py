@@ -38,7 +38,7 @@ __all__ = [
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping, Sequence
+    from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 
     from unwind.rules import CfaRule, Rule
 
@@ -104,6 +104,8 @@ class CodeModel(Value):
     starts: Callable[[memoryview, int], Iterator[int]] = lambda code, vaddr: iter(())
     # Whether a function may begin at a vaddr; the code is given from 8 bytes before it on.
     begins: Callable[[memoryview, int], bool] = lambda code, vaddr: False
+    # The target of the direct call that some code ends with, before padding; None without one.
+    last_call: Callable[[memoryview, int], int | None] = lambda code, end: None
     # Registers that carry the return address into code that stores them in place of its own.
     return_carriers: tuple[int, ...] = ()
 
@@ -247,21 +249,25 @@ def emulate(
     instructions: Sequence[Instruction],
     entries: Mapping[int, State] | None = None,
     callable: bool = True,
+    never: Container[int] = (),
 ) -> Table:
     """The table of a function whose instructions these are, in ascending order.
 
     `entries` are the states at places where control comes in from other code; `callable`: it
-    also comes in at the first instruction, by a call. State is carried along branches, so that
-    code behind an epilogue in the middle of a function has the right row again. Code that nothing
-    leads to (the targets of jump tables, landing pads) gets the state that most of the function
-    has.
+    also comes in at the first instruction, by a call. Calls of what `never` holds do not return.
+    State is carried along branches, so that code behind an epilogue in the middle of a function
+    has the right row again. Code that nothing leads to (the targets of jump tables, landing pads)
+    gets the state that fits best.
     """
-    return _Run(model, instructions).table(entries or {}, callable)
+    return _Run(model, instructions, never).table(entries or {}, callable)
 
 
 class _Run:
-    def __init__(self, model: CodeModel, instructions: Sequence[Instruction]):
+    def __init__(
+        self, model: CodeModel, instructions: Sequence[Instruction], never: Container[int]
+    ):
         self.model = model
+        self.never = never
         self.code = instructions
         self.number = {instruction[0]: n for n, instruction in enumerate(instructions)}
         self.states: list[State | None] = [None] * len(instructions)
@@ -338,6 +344,8 @@ class _Run:
                         self.wait(where, machine.state)
                 machine.targets.clear()
             if machine.called and code[number][2] not in padding:
+                if self.never and _target(code[number][3]) in self.never:
+                    break
                 machine.shared = True
                 self.behind.append(machine.state)
             if machine.somewhere:
@@ -415,7 +423,8 @@ class _Run:
         """The states that code may have to which nothing leads, the likeliest first.
 
         The targets of a jump table have that of the jump, unless it jumps out of the function, as
-        a tail call. Landing pads have that of a call.
+        a tail call. Landing pads have that of a call, and of several rather one where more
+        registers are saved: what is to be cleaned up came into being on the longer path.
         """
         sp = self.model.sp
         entry = self.model.entry.get(sp)
@@ -423,7 +432,9 @@ class _Run:
         states = inside + self.behind or [state for state in self.states if state is not None]
         found: list[State] = []
         counts: list[int] = []
-        for state in states:
+        jumps = 0  # how many of those found are states of jumps
+        for place, state in enumerate(states):
+            jumps = len(found) if place == len(inside) else jumps
             for n, other in enumerate(found):
                 if state is other or not self.disagree(state, other):
                     counts[n] += 1
@@ -431,8 +442,16 @@ class _Run:
             else:
                 if len(found) < _MOST_BODIES:
                     found.append(State(state.registers, state.slots, guessed=True))
-                    counts.append(len(states) if state in inside else 1)
-        order = sorted(range(len(found)), key=lambda n: -counts[n])
+                    counts.append(1)
+        saved = [
+            sum(
+                state.registers.get(register) != (register, 0)
+                and (register, 0) in state.slots.values()
+                for register in self.model.saved
+            )
+            for state in found
+        ]
+        order = sorted(range(len(found)), key=lambda n: (n >= jumps, -saved[n], -counts[n]))
         return [found[n] for n in order]
 
     def misfits(self, first: int, state: State) -> int:
@@ -452,6 +471,9 @@ class _Run:
             stops = self.model.effect(machine, self.code[number])
             if machine.state is not before:
                 count += self.losses(before, machine.state)
+            if machine.called and _target(self.code[number][3]) in self.never:
+                break
+            machine.called = False
             for target in machine.targets:
                 known = self.states[self.number[target]] if target in self.number else None
                 count += known is not None and self.disagree(known, machine.state)
@@ -469,6 +491,14 @@ class _Run:
                 continue
             count += before.registers.get(register) == value or value in before.slots.values()
         return count
+
+
+def _target(operands: str) -> int | None:
+    """Where a direct call leads."""
+    try:
+        return int(operands.lstrip("#"), 0)
+    except ValueError:
+        return None
 
 
 def _row(state: State, model: CodeModel, function: int, called: bool) -> Row | None:

@@ -56,6 +56,7 @@ class Functions:
         self._entered: dict[int, Table | None] = {}
         self._parts: dict[int, Table] = {}
         self._tables: dict[int, Table] = {}
+        self._never: frozenset[int] | None = None
         self._jumps: tuple[list[int], list[int]] | None = None
 
     def bounds(self, vaddr: int) -> tuple[int, int] | None:
@@ -155,9 +156,27 @@ class Functions:
     def _whole(self, alone: Table) -> Table:
         """The table of a function some of whose code is reached only from its parts."""
         entries = self._entries(alone, lambda table: None)
-        if not entries:
+        never = self._never_return()
+        if not entries and not never:
             return alone
-        return emulate(self.model, self._instructions(alone.start, alone.end), entries)
+        code = self._instructions(alone.start, alone.end)
+        return emulate(self.model, code, entries, never=never)
+
+    def _never_return(self) -> frozenset[int]:
+        """What functions end with a call of: it does not return."""
+        if self._never is None:
+            found = set()
+            for low, code in self._code:
+                first, last = (
+                    bisect_right(self.starts, low),
+                    bisect_left(self.starts, low + len(code)),
+                )
+                for end in self.starts[first:last]:
+                    target = self.model.last_call(code[: end - low], end)
+                    if target is not None:
+                        found.add(target)
+            self._never = frozenset(found)
+        return self._never
 
     def _entries(
         self, alone: Table, of_functions: Callable[[Table], Table | None]
