@@ -23,6 +23,7 @@ _SAVED = tuple(range(X19, X30))
 _LAST_LOST = 17  # x0-x17 in a call; x18 is the platform's, where shadow call stacks have it
 _SCRATCH = range(9, 18)  # where prologues make sizes that no immediate holds
 _NOTHING = (-1, 8)
+_HERE = (-4, 0)  # an address within the function
 
 
 def _names() -> dict[str, Register]:
@@ -180,12 +181,16 @@ def _forget_loaded(machine: Machine, text: str) -> None:
 
 
 def _mov(machine: Machine, text: str) -> None:
-    target, source = _operands(text)[:2]
+    """MOV of a register or an immediate, which MOVZ may shift."""
+    target, source, *shift = _operands(text)
     number = _REGISTERS.get(target, _NOTHING)[0]
     if number < 0:
         return
-    if source[:1] == "#":
-        value = (CONSTANT, int(source[1:], 0)) if number in _SCRATCH else None
+    immediate = _number(source)
+    if immediate is not None:
+        bits = _number(shift[0].rpartition(" ")[2]) if shift else 0
+        made = number in _SCRATCH and bits is not None
+        value = (CONSTANT, immediate << (bits or 0)) if made else None
     else:
         other, size = _REGISTERS.get(source, _NOTHING)
         value = machine.get(other) if size == 8 else None
@@ -199,9 +204,9 @@ def _movk(machine: Machine, text: str) -> None:
     value = machine.get(number)
     if value is None:
         return
-    bits = int(shift[0].rpartition("#")[2], 0) if shift else 0
-    part = int(source[1:], 0)
-    if value[0] == CONSTANT:
+    bits = _number(shift[0].rpartition(" ")[2]) if shift else 0
+    part = _number(source)
+    if value[0] == CONSTANT and bits is not None and part is not None:
         machine.set(number, (CONSTANT, value[1] & ~(0xFFFF << bits) | part << bits))
     else:
         machine.set(number, None)
@@ -216,12 +221,13 @@ def _arithmetic(sign: int) -> Callable[[Machine, str], None]:
         if number < 0:
             return
         value = machine.get(_REGISTERS.get(source, _NOTHING)[0]) if size == 8 else None
-        if value is None:
-            machine.set(number, None)
+        if value is None or value == _HERE:
+            machine.set(number, value)
             return
         other: Symbolic | None
-        if amount[0] == "#":
-            other = (CONSTANT, int(amount[1:], 0))
+        immediate = _number(amount)
+        if immediate is not None:
+            other = (CONSTANT, immediate)
         else:
             other = machine.get(_REGISTERS.get(amount, _NOTHING)[0])
         known = other is not None and other[0] == CONSTANT
@@ -273,8 +279,16 @@ def _branch(machine: Machine, text: str) -> bool:
     return False
 
 
+def _adr(machine: Machine, text: str) -> None:
+    """What jump tables count from: `adr x1, here; add x2, x1, w2, sxtb #2; br x2`."""
+    number = _REGISTERS.get(text.partition(",")[0], _NOTHING)[0]
+    if number >= 0:  # SVE has one for vectors
+        machine.set(number, _HERE)
+
+
 def _indirect(machine: Machine, text: str) -> bool:
-    machine.somewhere = True
+    by_table = machine.get(_REGISTERS.get(text.partition(",")[0], _NOTHING)[0]) == _HERE
+    machine.somewhere = 2 if by_table else 1
     return True
 
 
@@ -294,11 +308,12 @@ _HANDLERS: dict[str, Callable[[Machine, str], bool | None]] = {
     **dict.fromkeys("strb sturb stlrb sttrb stlurb".split(), _store_narrow(1)),
     **dict.fromkeys("strh sturh stlrh sttrh stlurh".split(), _store_narrow(2)),
     **dict.fromkeys("ldp ldnp ldr ldur ldar ldtr".split(), _load),
-    **dict.fromkeys("mov movz movn".split(), _mov),
+    **dict.fromkeys("mov movz".split(), _mov),
     "movk": _movk,
     "add": _arithmetic(1),
     "sub": _arithmetic(-1),
     "and": _and,
+    "adr": _adr,
     **dict.fromkeys("bl blr blraa blrab blraaz blrabz".split(), _call),
     "b": _jump,
     **dict.fromkeys("cbz cbnz tbz tbnz".split(), _branch),

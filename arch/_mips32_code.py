@@ -205,7 +205,7 @@ def _jump(machine: Machine, instruction: Instruction) -> bool:
     """b, j, jr: a jump by a register returns, calls last of all, or is a switch."""
     _branch(machine, instruction)
     if instruction[2][:2] == "jr" and instruction[3] != "$ra":
-        machine.somewhere = True
+        machine.somewhere = 1
     return True
 
 

@@ -249,7 +249,7 @@ def _jump(machine: Machine, instruction: Instruction) -> bool:
     if operand[0] == "i":
         machine.targets.append(operand[1])
     elif "rip" not in instruction[3]:  # a stub of the procedure linkage table
-        machine.somewhere = True
+        machine.somewhere = 1
     _pops_too_much(machine)
     return True
 

@@ -119,7 +119,7 @@ class Machine:
         self.shared = True  # a place refers to `state`: the next change needs a copy
         self.targets: list[int] = []  # where the last instruction may go besides the next one
         self.called = False  # the last instruction was a call
-        self.somewhere = False  # the last instruction was a jump to what a table or register says
+        self.somewhere = 0  # the last instruction was a jump to what a register says: 1, a table: 2
         self.slot = 0  # the last instruction has a delay slot: 1, or 2 if only where it is taken
         self.lost: tuple[int, ...] = ()  # registers to forget once the delay slot is executed
         self.odd = 0  # calls, returns and jumps with a stack that no function would leave so
@@ -274,7 +274,7 @@ class _Run:
         self.pending: dict[int, State] = {}
         self.order: list[int] = []  # a heap of pending numbers
         self.doubtful: list[tuple[int, State]] = []  # behind calls that may not return
-        self.indirect: list[State] = []  # at jumps to nobody knows where
+        self.indirect: list[tuple[State, int]] = []  # at jumps to nobody knows where
         self.behind: list[State] = []  # behind calls: a landing pad has the state of one of them
         self.leaves: list[tuple[int, State]] = []
         self.called: dict[int, State] = {}  # past delay slots, by the vaddrs of calls
@@ -349,8 +349,8 @@ class _Run:
                 machine.shared = True
                 self.behind.append(machine.state)
             if machine.somewhere:
-                self.indirect.append(machine.state)
-                machine.somewhere, machine.shared = False, True
+                self.indirect.append((machine.state, machine.somewhere))
+                machine.somewhere, machine.shared = 0, True
             if stops:
                 break
             if annulled is not None:
@@ -428,7 +428,7 @@ class _Run:
         """
         sp = self.model.sp
         entry = self.model.entry.get(sp)
-        inside = [s for s in self.indirect if s.registers.get(sp) != entry]
+        inside = [s for s, by in self.indirect if by == 2 or s.registers.get(sp) != entry]
         states = inside + self.behind or [state for state in self.states if state is not None]
         found: list[State] = []
         counts: list[int] = []
