@@ -107,16 +107,42 @@ def _innermost(arch: Architecture, registers: Mapping[int, int]) -> int:
 
 
 def _follows_call(byteorder: ByteOrder) -> Callable[[bytes], bool]:
-    """Whether 8 bytes, all that may lie between a call and where it returns to, hold a call."""
+    """Whether the word 8 bytes before a return address is a call."""
+
+    def follows_call(before: bytes) -> bool:
+        return len(before) >= 8 and _is_call(int.from_bytes(before[-8:-4], byteorder))
+
+    return follows_call
+
+
+def _follows_compressed_call(byteorder: ByteOrder) -> Callable[[bytes], bool]:
+    """Whether 8 bytes, all that a call and its delay slot may take, hold a call."""
 
     def follows_call(before: bytes) -> bool:
         if len(before) < 8:
             return False
-        half = [int.from_bytes(before[at : at + 2], byteorder) for at in (-8, -6, -4, -2)]
-        word = int.from_bytes(before[-8:-4], byteorder)
-        return _is_call(word) or _is_compressed_call(half)
+        last = before[-8:]
+        return _is_compressed_call(
+            [int.from_bytes(last[at : at + 2], byteorder) for at in (0, 2, 4, 6)]
+        )
 
     return follows_call
+
+
+def _call_target(byteorder: ByteOrder) -> Callable[[bytes, int], int | None]:
+    """Where the jal or bal lead that lies 8 bytes before a return address, None if none does."""
+
+    def call_target(before: bytes, pc: int) -> int | None:
+        word = int.from_bytes(before[-8:-4], byteorder)
+        if len(before) < 8 or pc % 4:
+            return None
+        if word >> 26 == 0x03:  # jal: within the 256 MB of its delay slot
+            return (pc - 4) & 0xF000_0000 | (word & 0x03FF_FFFF) << 2
+        if word >> 16 == 0x0411:  # bal
+            return pc - 4 + 4 * ((word & 0xFFFF ^ 0x8000) - 0x8000)
+        return None
+
+    return call_target
 
 
 def _is_call(word: int) -> bool:
@@ -199,6 +225,8 @@ def _arch(name: str, byteorder: ByteOrder) -> Architecture:
         layouts={"linux.prstatus": _PRSTATUS},
         call_window=8,
         follows_call=_follows_call(byteorder),
+        follows_compressed_call=_follows_compressed_call(byteorder),
+        call_target=_call_target(byteorder),
         slot_moves_stack=_slot_moves_stack(byteorder),
         stack_alignment=8,
         rld_map_tags=(0x7000_0016, 0x7000_0035),  # DT_MIPS_RLD_MAP, DT_MIPS_RLD_MAP_REL

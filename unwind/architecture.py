@@ -89,6 +89,7 @@ class Architecture(Value):
     compressed_call_size: int = 0  # `call_size` where bit 0 of a return address marks its code
     call_window: int = 0  # how many bytes before a return address `follows_call` wants
     follows_call: Callable[[bytes], bool] = _no_call  # do these bytes end in a call?
+    follows_compressed_call: Callable[[bytes], bool] = _no_call  # where bit 0 marks the code
     # Where the direct call that ends at a return address leads: `call_window` bytes before it, and
     # the return address, in; None out where the call is indirect.
     call_target: Callable[[bytes, int], int | None] = _no_target
@@ -118,6 +119,12 @@ class Architecture(Value):
     def with_address_bits(self, bits: int) -> Architecture:
         """This architecture where addresses have so many bits, and codes may lie above."""
         return self.replace(code_mask=(1 << bits) - 1)  # type: ignore[no-any-return]
+
+    def is_behind_call(self, return_address: int, before: bytes) -> bool:
+        """Whether the `call_window` bytes before a return address, as it lies there, are a call."""
+        if self.compressed_call_size and return_address & 1:
+            return self.follows_compressed_call(before)
+        return self.follows_call(before)
 
     def code_address(self, pointer: int) -> int:
         """Where a return address leads: without the bits that are none of the address."""

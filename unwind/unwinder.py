@@ -217,7 +217,7 @@ class Unwinder:
                 return End.NO_MODULE, f"the return address of {place.pc:#x} is zero, {damage}"
             return End.OUTERMOST, "the return address is zero"
         if trust not in _STRONG:
-            return self._doubt(place, pc)
+            return self._doubt(place, caller.return_address)
         if place.space.complete and not place.space.executable(pc):
             region = place.space.region(pc)
             lies = f"in {region.name or 'memory'} that is not executable" if region else "nowhere"
@@ -227,13 +227,15 @@ class Unwinder:
             )
         return None
 
-    def _doubt(self, place: Place, pc: int) -> NoRow | None:
+    def _doubt(self, place: Place, found: int) -> NoRow | None:
         """Why a return address that a guess led to is none: code must lie there, after a call."""
+        arch = self.arch
+        pc = arch.code_address(found)
         if not place.space.executable(pc):
             return NoRow(f"it leads to {pc:#x}, which is not executable")
-        arch = self.arch
         try:
-            if arch.follows_call(place.memory.read(pc - arch.call_window, arch.call_window)):
+            before = place.memory.read(pc - arch.call_window, arch.call_window)
+            if arch.is_behind_call(found, before):
                 return None
             for known in arch.trampolines:
                 if place.memory.read(pc, len(known.pattern)) == known.pattern:
@@ -262,11 +264,11 @@ class Unwinder:
         top = min(cfa + _SEARCHED, region.end) if region is not None else cfa
         for at in range(cfa, top, word):
             try:
-                pc = int.from_bytes(memory.read(at, word), self.arch.byteorder)
+                found = int.from_bytes(memory.read(at, word), self.arch.byteorder)
             except MemoryFault:
                 break
-            pc = self.arch.code_address(pc)
-            if space.executable(pc) and self._doubt(place, pc) is None:
+            pc = self.arch.code_address(found)
+            if space.executable(pc) and self._doubt(place, found) is None:
                 return f"but the stack goes on: {pc:#x} at {at:#x} follows a call"
         return ""
 

@@ -45,22 +45,23 @@ class ScanSource:
                 word = place.memory.read(address, arch.word)
             except MemoryFault:
                 break
-            pc = int.from_bytes(word, arch.byteorder) & arch.code_mask
+            pointer = int.from_bytes(word, arch.byteorder)
+            pc = arch.code_address(pointer)
             if not place.space.executable(pc):
                 continue
-            found = self._row(place, address - sp, pc)
+            found = self._row(place, address - sp, pointer, pc)
             if found is not None:
                 return found
         return NoRow("no word above the stack pointer looks like a return address")
 
-    def _row(self, place: Place, offset: int, pc: int) -> Row | None:
-        """The row by the return address `pc` at `offset` from sp, None where it is no such."""
+    def _row(self, place: Place, offset: int, pointer: int, pc: int) -> Row | None:
+        """The row by the return address at `offset` from sp, None where it is no such."""
         arch = self.arch
         try:
             before = place.memory.read(pc - arch.call_window, arch.call_window)
         except MemoryFault:
             return None
-        if not arch.follows_call(before):
+        if not arch.is_behind_call(pointer, before):
             return None
         target = arch.call_target(before, pc)
         if target is not None:
