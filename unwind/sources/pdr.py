@@ -21,8 +21,9 @@ if TYPE_CHECKING:
 
 _SP, _RA = 29, 31
 
-# addiu sp, sp, n; subu sp, sp, r; sw r, n(base); addu or or r, sp, zero; lw r, n(sp)
+# addiu sp, sp, n; subu and addu sp, sp, r; sw r, n(base); addu or or r, sp, zero; lw r, n(sp)
 _ADDIU_SP, _SUBU_SP, _SW, _ADDU_SP, _LW_SP = 0x27BD, 0x03A0_E823, 0xAC00_0000, 0x03A0_0021, 0x8FA0
+_ADDU_SP_SP = 0x03A0_E821
 _JR_RA, _JR_T9 = 0x03E0_0008, 0x0320_0008
 _BRANCHES = frozenset((1, 4, 5, 6, 7, 20, 21, 22, 23))
 _LARGEST = 1 << 20  # of what is looked at, in bytes
@@ -152,7 +153,7 @@ class PdrSource:
                 missing &= ~(1 << (upper & 31))
             elif word & ~4 == _ADDU_SP | register << 11:
                 framed = True
-            elif upper == _LW_SP | register:
+            elif upper == _LW_SP | register or word & 0xFFE0_FFFF == _ADDU_SP_SP:
                 undone = True
             if not whole and (leaving == 2 or word >> 26 in _BRANCHES):
                 return False  # the prologue stands on one path only
