@@ -87,6 +87,8 @@ class Case:
     ends: Ends = field(default_factory=Ends)
     trust: tuple[str, ...] = ()
     """How some frames have to be found; all others by CFI."""
+    perhaps: tuple[str, ...] = ()
+    """How some frames may be found."""
     gdb: str = ""
     """Why gdb does not agree with the truth."""
 
@@ -221,11 +223,14 @@ OMIT = ("-O2", "-fomit-frame-pointer")
 NO_CFI = ("-fno-asynchronous-unwind-tables", "-fno-unwind-tables", "-fno-exceptions")
 DEBUG_FRAME = ("-O2", "-g", *NO_CFI)
 FRAME_POINTERS = ("-O2", "-fno-omit-frame-pointer", "-fno-optimize-sibling-calls", *NO_CFI)
+NEITHER = ("-O2", "-fomit-frame-pointer", *NO_CFI)
 NO_PIE = ("-fno-pie", "-no-pie")
 MUSL = ("-O2", "-fomit-frame-pointer", "-static")
 
 # musl has no CFI at all: from main's caller on, code is all there is to go by.
 MUSL_GDB = "it guesses at libc_start_main_stage2, and wrongly"
+
+GUESSES = "it guesses, and wrongly"
 
 CHAIN = ("chain.c",)
 PLUGIN = Library("plugin.so", "plugin.c")
@@ -406,6 +411,51 @@ CASES: tuple[Case, ...] = (
         libraries=(Library("plugin.so", "plugin.c", FRAME_POINTERS),),
         trust=("emulation",),
     ),
+    # -- neither CFI nor frame pointers
+    *(
+        Case(
+            f"neither{level}{name}",
+            CHAIN,
+            ("5",),
+            flags=(level, *NEITHER[1:]),
+            finish=finish,
+            nameless=nameless,
+            trust=("emulation",),
+            gdb=GUESSES,
+        )
+        for name, levels, finish, nameless in (
+            ("", ("-O0", "-O1", "-O2", "-O3", "-Os"), (), ()),
+            ("-stripped", ("-O2", "-O3"), (strip,), ("*",)),
+        )
+        for level in levels
+    ),
+    Case("neither-shapes", ("shapes.c",), flags=NEITHER, trust=("emulation",), gdb=GUESSES),
+    Case(
+        "neither-threads", ("threads.c",), ("8",), flags=NEITHER, trust=("emulation",), gdb=GUESSES
+    ),
+    Case("neither-noreturn", ("noreturn.c",), flags=NEITHER, trust=("emulation",), gdb=GUESSES),
+    Case("neither-abort", ("abort.c",), flags=NEITHER, trust=("emulation",), gdb=GUESSES),
+    Case("neither-cold", ("cold.c",), ("fault",), flags=NEITHER, trust=("emulation",), gdb=GUESSES),
+    Case(
+        "neither-signals",
+        ("signals.c",),
+        ("altstack",),
+        flags=NEITHER,
+        trust=("emulation",),
+        gdb=GUESSES,
+    ),
+    *(
+        Case(
+            f"neither-in-{place}-handler",
+            ("places.c", "places_x86_64.S"),
+            (place, "handler"),
+            flags=NEITHER,
+            trust=("emulation",),
+            stops=2,
+            gdb=GUESSES,
+        )
+        for place in ("entry", "prologue", "epilogue", "leaf", "tail")
+    ),
     # -- how it is linked
     Case("static", CHAIN, flags=(*OMIT, "-static")),
     Case("static-pie", CHAIN, flags=(*OMIT, "-static-pie")),
@@ -514,9 +564,9 @@ def build(case: Case, directory: Path) -> Path:
     directory.mkdir(parents=True, exist_ok=True)
     for library in case.libraries:
         flags = (*OMIT, "-fPIC", "-shared", *library.flags)
-        _compile("gcc", flags, (library.source,), directory / library.name)
+        compile_c("gcc", flags, (library.source,), directory / library.name)
     executable = directory / "program"
-    _compile(case.compiler, (*case.flags, "-pthread"), case.sources, executable)
+    compile_c(case.compiler, (*case.flags, "-pthread"), case.sources, executable)
     for step in case.finish:
         step(executable)
     return executable
@@ -543,12 +593,16 @@ def crash(case: Case, directory: Path) -> Crash:
     return Crash(case, directory, executable, core, {stack.tid: stack for stack in stacks})
 
 
-def crash_all(cases: Sequence[Case], directory: Path) -> dict[str, Crash | BaseException]:
+def crash_all(
+    cases: Sequence[Case],
+    directory: Path,
+    how: Callable[[Case, Path], Crash] = crash,
+) -> dict[str, Crash | BaseException]:
     """Crashes all cases, as many at once as there are processors; failures are values here."""
 
     def attempt(case: Case) -> Crash | BaseException:
         try:
-            return crash(case, directory / case.name)
+            return how(case, directory / case.name)
         except BaseException as error:  # pytest.skip raises one
             return error
 
@@ -592,7 +646,8 @@ def kernel_writes_cores() -> bool:
     return plain and resource.getrlimit(resource.RLIMIT_CORE)[1] == resource.RLIM_INFINITY
 
 
-def _compile(compiler: str, flags: Sequence[str], sources: Sequence[str], output: Path) -> None:
+def compile_c(compiler: str, flags: Sequence[str], sources: Sequence[str], output: Path) -> None:
+    """Compiles programs of tests/programs, in C, C++ or assembler, into `output`."""
     warnings = ("-Wall", "-Wextra", "-Wno-unused-but-set-variable")
     paths = [str(PROGRAMS / source) for source in sources]
     _run(compiler, "-pipe", *warnings, *flags, "-Wl,--build-id", "-o", output, *paths)

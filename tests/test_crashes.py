@@ -84,7 +84,7 @@ def wrong_trust(case: Case, stack: Stack, frames: list[dict[str, Any]]) -> list[
     faults = []
     if trusts[:1] != ["context"]:
         faults.append(f"the innermost frame comes from {trusts[:1]}")
-    if case.libc == "glibc" and (strange := set(trusts[1:]) - {"cfi", *case.trust}):
+    if case.libc == "glibc" and (strange := set(trusts[1:]) - {"cfi", *case.trust, *case.perhaps}):
         faults.append(f"frames found by {sorted(strange)}")
     if stack.crashed and (unused := set(case.trust) - set(trusts)):
         faults.append(f"no frame found by {sorted(unused)}")

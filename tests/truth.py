@@ -90,13 +90,16 @@ class State(IntEnum):
 GLIBC_MAIN = (
     Frame(("__libc_start_call_main",), None, named=False),
     Frame(("__libc_start_main", "__libc_start_main_impl"), None),
-    Frame(("_start",), None),
+    Frame(("_start", "__start", "_ftext"), None),
 )
+# Off x86, a thread begins within clone at a label of its own.
+CLONE = ("__clone3", "clone3", "__clone", "clone", "thread_start", "__thread_start")
 GLIBC_THREAD = (
     Frame(("start_thread",), None, named=False),
-    Frame(("__clone3", "clone3", "__clone", "clone"), None, named=False),
+    Frame(CLONE, None, named=False),
 )
-GLIBC_CONTEXT = (Frame(("__start_context",), None, named=False),)
+# Its MIPS code lies inside makecontext, and its symbol is local.
+GLIBC_CONTEXT = (Frame(("__start_context", "makecontext"), None, named=False),)
 MUSL_MAIN = (
     Frame(("libc_start_main_stage2",), None),
     Frame(("_start",), None),

@@ -6,7 +6,10 @@
  * notes the pc and goes back to fault once more, this time for good.  It may be in a
  * prologue, before the function could say ENTER().
  */
+#ifndef TRUTH_DEPTH
 #define TRUTH_DEPTH	200000
+#endif
+#undef TRUTH_THREADS
 #define TRUTH_THREADS	2
 #include "truth.h"
 

@@ -11,6 +11,13 @@
 
 extern ElfW(Dyn) _DYNAMIC[];
 
+/* How far into an entry the table is read. */
+#ifdef __x86_64__
+#define READS	0
+#else
+#define READS	4
+#endif
+
 NOINLINE long jump(long (*function)(long), char *page)
 {
 	ENTER();
@@ -18,7 +25,7 @@ NOINLINE long jump(long (*function)(long), char *page)
 	long (*volatile callee[2])(long) = { (long (*)(long))(void *)truth_probe, function };
 
 	room[0] = 1;
-	CRASHING_AT(function);
+	CRASHING_AT((char *)function + READS);
 	truth_next_kind = TRUTH_WILD;
 	truth_next_name = "";
 	/* Once the table is gone, with all data around it, only the stack may be touched. */

@@ -15,7 +15,7 @@
 
 /* signals_<arch>.S: faults at its first instruction. */
 #ifdef FAULT_ON_ENTRY
-extern long fault_on_entry(long n);
+extern long fault_on_entry(long n, char *null);
 #endif
 
 NOINLINE long crash(long n)
@@ -85,7 +85,7 @@ NOINLINE long fault_by_mode(const char *mode)
 		return interrupt(1);
 #ifdef FAULT_ON_ENTRY
 	if (!strcmp(mode, "entry"))
-		TRUTH_CALL(TRUTH_CALLED, "fault_on_entry", fault_on_entry, 1);
+		TRUTH_CALL(TRUTH_CALLED, "fault_on_entry", fault_on_entry, 1, NULL);
 #endif
 	return fault(1);
 }
