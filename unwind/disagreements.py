@@ -57,10 +57,12 @@ def disagreements(
     disassemble: Disassemble,
     sections: Iterable[FrameSection],
     complain: Callable[[FormatError], None],
+    around: int | None = None,
 ) -> Iterator[Disagreement]:
     """Where FDEs of the `sections` disagree with the code; one for each stretch of an FDE.
 
-    What cannot be read of them goes to `complain`. The architecture must have a code model.
+    With `around`, only of FDEs that cover this vaddr. What cannot be read of the sections goes to
+    `complain`. The architecture must have a code model.
     """
     assert arch.code_model is not None
     model = arch.code_model()
@@ -74,7 +76,8 @@ def disagreements(
     functions = Functions(image, model, disassemble, starts, entered)
     judge = Judge(arch, model)
     for fde, table in tables:
-        yield from _of_function(fde, table, functions, judge)
+        if around is None or fde.start <= around < fde.end:
+            yield from _of_function(fde, table, functions, judge)
 
 
 def _tables(

@@ -24,6 +24,8 @@ examples:
       the rows of every function, as readelf --debug-dump=frames-interp has them
   unwind-cfi --address 0x29d90 /lib/x86_64-linux-gnu/libc.so.6
       the row in effect at one address, and where it comes from
+  unwind-cfi --lint ./hand-written.so
+      the functions whose CFI is wrong, by what their instructions do
 """
 
 
@@ -67,7 +69,16 @@ def _declare(parser: Parser) -> None:
     layout.add_argument(
         "--raw", action="store_true", help="the instructions instead of the rows they make"
     )
-    layout.add_argument("--json", action="store_true", help="each row as a line of JSON")
+    layout.add_argument(
+        "--json", action="store_true", help="each row, or finding, as a line of JSON"
+    )
+    group.add_argument(
+        "--lint",
+        action="store_true",
+        help="where the CFI says something else than the code does: each stretch of a function "
+        "once, and what either has at its first instruction. Nothing is said where the code alone "
+        "does not tell",
+    )
     add_common_options(parser)
 
 

@@ -12,11 +12,12 @@ from unwind.cli.plumbing import warn
 from unwind.dwarf.cfi import Broken, Fde
 from unwind.dwarf.constants import DW_CFA, VENDOR_OPCODES
 from unwind.dwarf.rows import row_at
-from unwind.elf import EM, ET, Elf
+from unwind.elf import EM, ET, SHF, SHT, Elf
 from unwind.errors import FormatError, SourceError, UnsupportedArchitecture, UnwindError
 from unwind.formulas import cfa_formula, rule_formula
 from unwind.image import Image, UnreadableSection
 from unwind.registry import architecture
+from unwind.rules import SameValue
 from unwind.writers.cfi_tables import Tables, json_row
 from unwind.writers.escape import escape
 
@@ -27,8 +28,10 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping
 
     from unwind.cli.options import Options
+    from unwind.disagreements import Disagreement
     from unwind.dwarf.cfi import FrameSection
     from unwind.rules import Row
+    from unwind.symtab import Symbol
 
 
 def report(options: Options) -> None:
@@ -40,7 +43,9 @@ def report(options: Options) -> None:
         raise _no_cfi(image.elf, options.file, options.section)
     sections = chain([first], found)  # the later ones may have to be decompressed: not for nothing
     made = _Report(options, image)
-    if options.address is None:
+    if options.lint:
+        made.lint(sections)
+    elif options.address is None:
         made.all(sections)
     else:
         made.place(sections, options.address)
@@ -118,6 +123,61 @@ class _Report:
             f"no FDE covers {vaddr:#x}", self.options.file, "without --address it prints them all"
         )
 
+    def lint(self, sections: Iterable[FrameSection]) -> None:
+        """Print where the code refutes the CFI, of one FDE if an address is given."""
+        from unwind.disagreements import disagreements
+        from unwind.disassembly import disassembler
+
+        options, image = self.options, self.image
+        arch = architecture(image.elf)
+        if options.raw:
+            raise SourceError("--lint compares rows, and --raw prints none", options.file)
+        if arch.code_model is None:
+            raise SourceError(f"what code of {arch.name} does is not known", options.file)
+        if not _holds_code(image.elf):
+            raise SourceError(
+                "it holds no code that could run",
+                options.file,
+                "lint the program that it is linked into, or that it describes",
+            )
+        disassemble = disassembler(arch.code_model())
+        complain = self._complain
+        for found in disagreements(image, arch, disassemble, sections, complain, options.address):
+            self._put(self._finding(found))
+
+    def _finding(self, found: Disagreement) -> Iterator[str]:
+        name, register = self.tables.name, found.register
+        what = "CFA" if register is None else name(register)
+        said, done = (
+            cfa_formula(row.cfa, name)
+            if register is None
+            else rule_formula(row.rules.get(register, SameValue()), name)
+            for row in (found.cfi, found.code)
+        )
+        if self.options.json:
+            import json
+
+            symbol = self._symbol(found.start)
+
+            yield json.dumps(
+                {
+                    "section": found.fde.section,
+                    "fde": found.fde.offset,
+                    "function": symbol.name if symbol is not None else None,
+                    "start": f"{found.start:#x}",
+                    "end": f"{found.end:#x}",
+                    "what": what,
+                    "cfi": said,
+                    "code": done,
+                }
+            )
+            yield "\n"
+            return
+        function = self._function(found.start) or f"the function at {found.fde.start:#x}"
+        yield f"{found.start:#x}..{found.end:#x} in {function}\n"
+        yield f"  CFI:  {what} = {said}\n"
+        yield f"  code: {what} = {done}\n"
+
     def _row(self, row: Row, fde: Fde, vaddr: int) -> Iterator[str]:
         if self.options.json:
             yield f"{json_row(row, self.tables.name)}\n"
@@ -134,16 +194,19 @@ class _Report:
 
     def _function(self, vaddr: int) -> str:
         """The symbol around `vaddr` with the offset into it, "" where none is known."""
-        if self.image.elf.header.type == ET.REL:  # each of its sections begins at 0
-            return ""
-        try:
-            symbol = self.image.symbols.find(vaddr)
-        except UnwindError:
-            return ""
+        symbol = self._symbol(vaddr)
         if symbol is None:
             return ""
         beyond = f"+{vaddr - symbol.vaddr:#x}" if vaddr != symbol.vaddr else ""
         return escape(symbol.name) + beyond
+
+    def _symbol(self, vaddr: int) -> Symbol | None:
+        if self.image.elf.header.type == ET.REL:  # each of its sections begins at 0
+            return None
+        try:
+            return self.image.symbols.find(vaddr)
+        except UnwindError:
+            return None
 
     def _complain(self, error: UnwindError) -> None:
         warn("unwind-cfi", escape(f"{self.options.file}: {error}"))
@@ -152,6 +215,14 @@ class _Report:
         write = sys.stdout.write
         for text in texts:
             write(text)
+
+
+def _holds_code(elf: Elf) -> bool:
+    """Whether there are instructions at addresses: in no object, and in no debug file."""
+    code = [section for section in elf.sections if section.flags & SHF.EXECINSTR]
+    if elf.header.type == ET.REL:
+        return False
+    return not code or any(section.type != SHT.NOBITS for section in code)
 
 
 def _machine(elf: Elf) -> tuple[Mapping[int, str], Mapping[int, str]]:
