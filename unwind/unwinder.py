@@ -154,12 +154,16 @@ class Unwinder:
         """The place to which `step` leads from `place`.
 
         A return address is looked up within the call before it; what a signal interrupted is
-        looked up where it stood (DWARF 5 §6.4.4; the augmentation S).
+        looked up where it stood (DWARF 5 §6.4.4; the augmentation S). So is the first byte of a
+        mapping, where no call leads: qemu-user's page of signal trampolines may lie right behind
+        a library.
         """
         pc = step.caller.pc
         assert pc is not None, "a Step has a caller; without one there is a Stop"
         called = not step.row.signal
         lookup_pc = self.arch.call_before(step.caller.return_address) if called else pc
+        if not place.space.executable(lookup_pc) and place.space.executable(pc):
+            lookup_pc = pc
         return _place(place.space, step.caller.registers, place.memory, pc, lookup_pc, called)
 
     def step(self, place: Place) -> Step | Stop:
