@@ -192,6 +192,12 @@ def _signed(value: int) -> int:
     return value - (1 << 64) if value >> 63 else value
 
 
+def _or(machine: Machine, instruction: Instruction) -> None:
+    target, source = _operands(instruction[3])
+    if source[:2] != ("i", 0):  # `or [rsp], 0` only touches a page of the stack, or is a barrier
+        _write(machine, (target,))
+
+
 def _and(machine: Machine, instruction: Instruction) -> None:
     target, source = _operands(instruction[3])
     if target[0] == "r" and target[2] == 8 and target[1] == RSP and source[0] == "i":
@@ -293,6 +299,7 @@ _HANDLERS: dict[str, Callable[[Machine, Instruction], bool | None]] = {
     "add": _arithmetic(1),
     "sub": _arithmetic(-1),
     "and": _and,
+    **dict.fromkeys(("or", "lock or", "lock add", "lock sub"), _or),
     "leave": _leave,
     "enter": _enter,
     "xchg": _xchg,

@@ -4,7 +4,7 @@ The code is followed from the start of each FDE, and both rows are compared at e
 emulation knows less than the author of CFI, so only what it refutes counts:
 
 - Nothing is said of code to which nothing known leads (landing pads, targets of jump tables),
-  nor of padding, which never runs.
+  nor of padding, which never runs, nor of delay slots, where no pc ever is.
 - Nothing is said where either row leans on what the emulation lost sight of: a stack that was
   switched, as in longjmp and setcontext, a size in a register, what memory held before.
 - An FDE whose first row is not that of a called function (PLT, gcc's .cold, what the PLT jumps to)
@@ -160,7 +160,8 @@ def _compared(
             returns = not was_call
         last, was_call = vaddr, called
         made = functions.table(vaddr)
-        state = made.state(vaddr, called) if made is not None else None
-        mine = made.row(vaddr, called) if made is not None else None
+        if made is None or vaddr in made.slots:
+            continue
+        state, mine = made.state(vaddr, called), made.row(vaddr, called)
         if returns and state is not None and mine is not None and not state.guessed:
             yield vaddr, vaddr + size, row, state, mine

@@ -189,6 +189,7 @@ class Table:
         "leaves",
         "odd",
         "orphans",
+        "slots",
         "start",
     )
 
@@ -203,12 +204,14 @@ class Table:
         orphans: bool,
         leaves: list[tuple[int, State]],
         called: Mapping[int, State],
+        slots: Container[int] = (),
     ):
         self._model = model
         self.start, self.end = start, end
         self.odd = odd  # what no function of its own would do to the stack
         self.orphans = orphans  # some code is reached by nothing that is known
         self.leaves = leaves  # jumps out of the function: where to, and the state there
+        self.slots = slots  # the vaddrs of delay slots, which are executed with their branch
         self._called = called  # by the vaddr of a call: the state in which its delay slot leaves
         self._starts: list[int] = []
         self._states: list[State | None] = []
@@ -277,6 +280,7 @@ class _Run:
         self.indirect: list[tuple[State, int]] = []  # at jumps to nobody knows where
         self.behind: list[State] = []  # behind calls: a landing pad has the state of one of them
         self.leaves: list[tuple[int, State]] = []
+        self.slots: set[int] = set()  # the vaddrs of delay slots
         self.called: dict[int, State] = {}  # past delay slots, by the vaddrs of calls
         self.odd = 0
 
@@ -291,7 +295,8 @@ class _Run:
         odd = self.odd  # of what is reached: beyond, states are guesses
         orphans = self.follow_orphans()
         start, end = code[0][0], code[-1][0] + code[-1][1]
-        return Table(model, start, end, code, self.states, odd, orphans, self.leaves, self.called)
+        known = self.leaves, self.called, self.slots
+        return Table(model, start, end, code, self.states, odd, orphans, *known)
 
     def wait(self, number: int, state: State) -> None:
         """The instruction can be reached with this state."""
@@ -371,6 +376,7 @@ class _Run:
         machine.shared = True
         if number < len(self.code):
             self.states[number] = self.states[number] or machine.state
+            self.slots.add(self.code[number][0])
             self.model.effect(machine, self.code[number])
         machine.slot = 0
         for register in machine.lost:

@@ -9,10 +9,10 @@ from __future__ import annotations
 
 from itertools import count
 
-from unwind.emulate import CFA, CONSTANT, LOST, RETURN_ADDRESS
+from unwind.emulate import ALIGNED, CFA, CONSTANT, LOST, RETURN_ADDRESS
 from unwind.errors import MemoryFault, UnknownRegister, UnwindError
 from unwind.registers import Registers
-from unwind.rules import CfaRegister, Undefined
+from unwind.rules import CfaRegister, Offset, SameValue, Undefined
 from unwind.step import apply
 from unwind.values import Value
 
@@ -93,11 +93,20 @@ class Judge:
         return Verdict(what, column, self._refuted(cfi, state, mine, vaddr, column))
 
     def _refuted(self, cfi: Row, state: State, mine: Row, vaddr: int, column: int | None) -> bool:
-        """Whether a difference remains whatever those registers and slots hold that are unknown."""
+        """Whether a difference remains whatever those registers and slots hold that are unknown.
+
+        How far stack pointers that were aligned or moved by a size in a register are from the CFA
+        is as unknown, but that they are not at a constant distance is known.
+        """
+        saved = column in self.model.saved
         try:
             theirs, ours = (
                 [
-                    _answer(apply(row, *_world(state, vaddr, self.arch, n), self.arch), row, column)
+                    _answer(
+                        apply(row, *_world(state, vaddr, self.arch, n, aligned=saved), self.arch),
+                        row,
+                        column,
+                    )
                     for n in range(2)
                 ]
                 for row in (cfi, mine)
@@ -106,8 +115,11 @@ class Judge:
             return False
         if ours[0] != ours[1] or ours[0] is None:
             return False
-        # Of a saved register the code knows where it is; elsewhere it is not, known or not.
-        return column in self.model.saved or theirs[0] == theirs[1]
+        # The code knows where a saved register is, so it cannot be at another constant place.
+        rule = cfi.rules.get(column) if column is not None else None
+        if saved and isinstance(rule, None | Undefined | SameValue | Offset):
+            return True
+        return theirs[0] == theirs[1]
 
 
 def _answer(caller: Caller, row: Row, column: int | None) -> int | None:
@@ -116,14 +128,22 @@ def _answer(caller: Caller, row: Row, column: int | None) -> int | None:
     return caller.pc if column == row.return_address else caller.registers.get(column)
 
 
-def _world(state: State, vaddr: int, arch: Architecture, salt: int) -> tuple[Registers, _Slots]:
-    """Numbers for all that the state knows, and others, by the `salt`, for what it does not."""
+def _world(
+    state: State, vaddr: int, arch: Architecture, salt: int, aligned: bool = False
+) -> tuple[Registers, _Slots]:
+    """Numbers for all that the state knows, and others, by the `salt`, for what it does not.
+
+    `aligned`: a stack pointer that was aligned is none of what the state knows.
+    """
+    unknown = ALIGNED if aligned else LOST
     bases: dict[int, int] = {CONSTANT: 0}
     fresh = count(1)
 
     def number(symbol: int) -> int:
         if symbol not in bases:
-            bases[symbol] = 0x10_0000 * next(fresh) + (0x7000_0000 * salt if symbol < LOST else 0)
+            bases[symbol] = 0x10_0000 * next(fresh) + (
+                0x7000_0000 * salt if symbol < unknown else 0
+            )
         return bases[symbol]
 
     word = (1 << 8 * arch.word) - 1
@@ -131,8 +151,8 @@ def _world(state: State, vaddr: int, arch: Architecture, salt: int) -> tuple[Reg
     registers = Registers()
     for register in range(max(arch.word * 4, 34)):
         value = state.registers.get(register)
-        unknown = 0x777 + 16 * register + 0x1_0000 * salt
-        registers[register] = unknown if value is None else (number(value[0]) + value[1]) & word
+        known = number(value[0]) + value[1] if value is not None else 0x777 + 16 * register
+        registers[register] = (known if value is not None else known + 0x1_0000 * salt) & word
     registers[arch.pc] = vaddr
     slots = {
         (number(base) + offset) & word: (number(symbol) + more) & word
