@@ -203,6 +203,7 @@ def test_the_fast_walk_goes_alone_through_a_leaf_signed_addresses_and_frame_reco
             FDE(0x1200, 0x100, [def_cfa(X29, 16), *_record(2)], cie=_CIE),
             FDE(0x1300, 0x100, [undefined(X30)], cie=_CIE),
         ),
+        {vaddr - 4: BL for vaddr in (0x1110, 0x1210, 0x1310)},
         stack=(7, 7, STACK + 56, BIAS + 0x1210 | signed, 0, 0, 7, 0, BIAS + 0x1310 | signed),
         registers={X30: BIAS + 0x1110},
         arch=arm64.ARCH,
@@ -219,6 +220,7 @@ def test_the_fast_walk_goes_alone_by_stack_and_frame_pointer() -> None:
             FDE(0x1200, 0x100, [def_cfa(RBP, 16), offset(RBP, 2)]),
             FDE(0x1300, 0x100, [undefined(RIP)]),
         ),
+        {vaddr - 5: CALL for vaddr in (0x1110, 0x1210, 0x1310)},
         stack=(BIAS + 0x1110, 0, STACK + 48, BIAS + 0x1210, 7, 7, 0, BIAS + 0x1310),
         registers={RBP: 1},
     )

@@ -16,8 +16,9 @@ __all__ = ["FastUnwinder"]
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
 
+    from unwind.modules import Module
     from unwind.rules import Row
     from unwind.snapshot import Snapshot
     from unwind.space import AddressSpace
@@ -39,7 +40,8 @@ class FastUnwinder:
     """Walks the stacks that need nothing but the stack pointer and sometimes the frame pointer.
 
     It shares the exact walk's table of rows and gives the same pcs and end: what packs as
-    unusual (a signal frame, an expression, a guess, a damaged stack) is left to `exact`.
+    unusual (a signal frame, an expression, a damaged stack) is left to `exact`, and so is a
+    return address that follows no call: the exact walk believes it where CFI leads there.
     Restoring the frame pointer is put off until a CFA needs it, which one frame in forty does.
     """
 
@@ -89,6 +91,14 @@ class FastUnwinder:
             strip = arch.code_address
             found[1:] = [strip(word) for word in found[1:]]
         return found
+
+    def trusts(self, space: AddressSpace, pcs: Sequence[int]) -> list[str] | None:
+        """How each of the frames that `pcs` found was found, None where all of them by CFI."""
+        known = self._steps_of(space).trusts
+        if not known:
+            return None
+        leads = [known.get((pc, n > 0), Trust.CFI) for n, pc in enumerate(pcs[:-1])]
+        return [Trust.CONTEXT, *leads]
 
     def _view_above(self, snapshot: Snapshot) -> tuple[int, memoryview] | None:
         """The stack that frame 0 hangs on, where sp itself has run into the guard page below."""
@@ -192,10 +202,17 @@ class FastUnwinder:
         place = Place(module.image, module, vaddr, pc, space, nothing, _NO_MEMORY, called)
         trust, row = self.exact.lookup.shared_row(place)
         step = _UNUSUAL
-        if row is not None and trust == Trust.CFI:
+        if row is not None and (not called or self._is_behind_call(module, key, pc)):
             step = steps.pack(row, key, called)
+            if trust != Trust.CFI:
+                steps.trusts[pc, called] = trust
         (steps.called if called else steps.innermost)[key] = step
         return step
+
+    def _is_behind_call(self, module: Module, return_address: int, pc: int) -> bool:
+        window = self.exact.arch.call_window
+        before = module.image.at(module.to_vaddr(pc - window), window) if module.image else b""
+        return self.exact.arch.is_behind_call(return_address, bytes(before))
 
 
 class _Steps:
@@ -210,6 +227,7 @@ class _Steps:
         "on_fp",
         "plain",
         "space",
+        "trusts",
     )
 
     def __init__(self, space: AddressSpace):
@@ -223,6 +241,7 @@ class _Steps:
         self.on_fp: dict[tuple[int, bool], tuple[int, int]] = {}
         self.leaves: dict[int, int] = {}  # by the pc of frame 0: words from sp to the CFA
         self.fp_slots: dict[tuple[int, bool], int] = {}  # (pc, called): words from the CFA
+        self.trusts: dict[tuple[int, bool], str] = {}  # (pc, called): of rows that are no CFI
 
     def pack(self, row: Row, pc: int, called: bool) -> int:
         """A row as a number; this happens here and nowhere else."""

@@ -30,7 +30,8 @@ class Lookup:
     def rows_at(self, place: Place) -> Iterator[tuple[str, Row | NoRow]]:
         """The trust and the answer of each source, best source first, as far as one asks."""
         for source in self.sources:
-            yield source.trust, self._shared(source, place) if source.shared else source.row(place)
+            shared = source.shared and place.image is not None
+            yield source.trust, self._shared(source, place) if shared else source.row(place)
 
     def shared_row(self, place: Place) -> tuple[str, Row | None]:
         """The trust and the row that holds at the place in every process; None: it depends."""

@@ -42,7 +42,10 @@ class RowSource(Protocol):
 
     @property
     def shared(self) -> bool:
-        """True: `row` reads `place.image` and `place.vaddr` only, so all processes share it."""
+        """True: of a place with an image `row` reads just `image`, `vaddr` and `called`.
+
+        So its rows hold for all processes that map the image.
+        """
         ...
 
     def row(self, place: Place) -> Row | NoRow:

@@ -271,7 +271,8 @@ class _Report:
             lines.append(writer.thread(snapshot))
             pcs = None if exact else fast.pcs(snapshot)
             if pcs is not None:
-                lines.append(writer.trace(snapshot.space, pcs))
+                trusts = fast.trusts(snapshot.space, pcs)
+                lines.append(writer.trace(snapshot.space, pcs, trusts))
             else:
                 stack = self.unwinder.unwind(snapshot)
                 complete = complete and stack.end == End.OUTERMOST

@@ -19,7 +19,7 @@ class TrampolineSource:
     """Rows for the few instructions that call sigreturn, wherever they lie."""
 
     trust = Trust.TRAMPOLINE
-    shared = False  # the bytes may lie on the stack or in an anonymous page
+    shared = True
 
     def __init__(self, arch: Architecture):
         self.trampolines = arch.trampolines
@@ -28,10 +28,15 @@ class TrampolineSource:
         """The sigcontext row where the code at the place's pc is a known trampoline."""
         for known in self.trampolines:
             for entry in known.entries:
-                try:
-                    code = place.memory.read(place.pc - entry, len(known.pattern))
-                except MemoryFault:
-                    continue
-                if code == known.pattern:
+                if self._code(place, entry, len(known.pattern)) == known.pattern:
                     return known.row
         return NoRow("the code is no known signal trampoline")
+
+    def _code(self, place: Place, back: int, size: int) -> bytes | memoryview:
+        """The bytes from `back` before pc on: of the image, or of a stack or an anonymous page."""
+        if place.image is not None and place.module is not None:
+            return place.image.at(place.module.to_vaddr(place.pc) - back, size)
+        try:
+            return place.memory.read(place.pc - back, size)
+        except MemoryFault:
+            return b""

@@ -78,17 +78,24 @@ class TextWriter:
         crashed = " (crashed)" if snapshot.crashed else ""
         return self._paint(_BOLD, f"thread {snapshot.tid}{name}{crashed}:")
 
-    def trace(self, space: AddressSpace, pcs: Sequence[int]) -> str:
-        """The frames of a walk that went by CFI all the way out, each on a line of its own.
+    def trace(
+        self, space: AddressSpace, pcs: Sequence[int], trusts: Sequence[str] | None = None
+    ) -> str:
+        """The frames of a walk that got all the way out, each on a line of its own.
 
-        Tens of thousands of frames pass here, most of them at a place that was met before: no
-        line of Python runs for one of those.
+        `trusts` are those of the frames, None where all were found by CFI. Tens of thousands of
+        frames pass here, most of them at a place that was met before: no line of Python runs for
+        one of those.
         """
         innermost, callers = self._places_of(space)
         heads = self._heads
         heads += [f"\n#{n:<2} " for n in range(len(heads), len(pcs))]
         lines: Iterable[tuple[str, str]]
-        lines = zip(heads, [innermost[pcs[0]], *map(callers.__getitem__, pcs[1:])], strict=False)
+        places = [innermost[pcs[0]], *map(callers.__getitem__, pcs[1:])]
+        if trusts is not None:
+            tags = {trust: self._paint(_WARNING, _tag(trust)) for trust in set(trusts)}
+            places = [place + tags[trust] for place, trust in zip(places, trusts, strict=True)]
+        lines = zip(heads, places, strict=False)
         gap = len(pcs) - SHOWN_FIRST - SHOWN_LAST
         if self.shorten and gap > 0:
             lines = list(lines)
@@ -188,8 +195,12 @@ class _Places(dict[int, str]):
 
 
 def _tags(frame: Frame) -> str:
-    """What is not plain about a frame: how it was found, where not by CFI, and a signal's."""
-    tags = ["signal"] if frame.signal else []
-    if frame.trust not in (Trust.CONTEXT, Trust.CFI):
-        tags.append(frame.trust)
+    """What is not plain about a frame: a signal's, and how it was found, where not by CFI."""
+    return _tag(frame.trust, "signal" if frame.signal else "")
+
+
+def _tag(trust: str, *more: str) -> str:
+    tags = [tag for tag in more if tag]
+    if trust not in (Trust.CONTEXT, Trust.CFI):
+        tags.append(trust)
     return f" [{', '.join(tags)}]" if tags else ""
