@@ -79,9 +79,10 @@ def _number(text: str) -> int | None:
     if text[:1] != "#":
         return None
     try:
-        return int(text[1:], 0)
+        value = int(text[1:], 0)
     except ValueError:
         return None
+    return value - (1 << 64) if value >> 63 == 1 else value  # post-indexed, without a sign
 
 
 def _effect(machine: Machine, instruction: Instruction) -> bool:

@@ -67,7 +67,7 @@ def read_notes(elf: Elf, arch: Architecture) -> CoreNotes:
     notes = CoreNotes()
     readers: dict[int, Callable[[memoryview], ThreadNote]] = {}
     siginfo = None
-    for note in elf.notes(_WANTED):
+    for note in elf.notes(_WANTED | {arch.pac_mask_note}):
         kind, data = note.type, note.data
         if note.name != b"CORE":
             if note.name == b"LINUX" and kind == arch.pac_mask_note and len(data) >= 16:

@@ -527,7 +527,7 @@ def _row(state: State, model: CodeModel, function: int, called: bool) -> Row | N
         if top is not None and slot[0] == top[0] and slot[1] < top[1] - red_zone:
             continue  # below the stack: a signal or a callee may have written there
         known = where.get(symbol)
-        if known is None or (slot[0] == CFA and slot[1] > known[1]):
+        if known is None or (slot[0] == CFA and (known[0] != CFA or slot[1] > known[1])):
             where[symbol] = slot
     rules: dict[int, Rule] = {}
     for register in model.saved:
