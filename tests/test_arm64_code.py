@@ -261,7 +261,7 @@ def test_functions_are_found_by_the_code_alone(tmp_path: Path) -> None:
     section = elf.section(".text")
     assert section is not None
     found = set(MODEL.starts(image.at(section.vaddr, section.size), section.vaddr))
-    functions = {image.symbols.named(name) for name in ("sized", "many")}
+    functions = {image.symbols.named(name) for name in ("large", "many")}
     assert {symbol.vaddr for symbol in functions if symbol is not None} <= found
     stubs = elf.section(".plt")
     assert stubs is not None
