@@ -11,6 +11,7 @@ from unwind.dwarf.constants import DW_OP
 from unwind.errors import MemoryFault
 from unwind.frames import End, Stack, Trust
 from unwind.memory import Layers, Span
+from unwind.methods import METHODS, default_sources
 from unwind.space import Region
 from unwind.testing.assembler import (
     CIE,
@@ -25,7 +26,7 @@ from unwind.testing.assembler import (
     undefined,
     val_expression,
 )
-from unwind.unwinder import METHODS, Unwinder, default_sources, unwind
+from unwind.unwinder import Unwinder, unwind
 
 LEAF = FDE(0x1000, 0x100)  # CFA = rsp + 8
 MIDDLE = FDE(0x1100, 0x100, [def_cfa_offset(32), offset(RBX, 2)])

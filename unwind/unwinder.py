@@ -5,25 +5,19 @@ from __future__ import annotations
 from unwind.errors import FormatError, MemoryFault, UnknownRegister, UnwindError
 from unwind.frames import End, Frame, Stack, Trust
 from unwind.lookup import Lookup
+from unwind.methods import default_sources
 from unwind.modules import State
 from unwind.registers import Registers
 from unwind.rules import InRegister, NoRow, Offset, SameValue
 from unwind.snapshot import Place
-from unwind.sources.cfi import CfiSource
-from unwind.sources.emulation import EmulationSource
-from unwind.sources.entry import EntrySource, is_planted
-from unwind.sources.frame_pointer import FramePointerSource
-from unwind.sources.pdr import PdrSource
-from unwind.sources.scan import ScanSource
-from unwind.sources.trampoline import TrampolineSource
 from unwind.step import apply
 from unwind.values import Value
 
-__all__ = ["DEFAULT_LIMIT", "METHODS", "Step", "Stop", "Unwinder", "default_sources", "unwind"]
+__all__ = ["DEFAULT_LIMIT", "Step", "Stop", "Unwinder", "unwind"]
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Iterable
 
     from unwind.architecture import Architecture
     from unwind.modules import Module
@@ -71,33 +65,6 @@ class Stop(Value):
 def unwind(snapshot: Snapshot, limit: int = DEFAULT_LIMIT) -> Stack:
     """The stack of one snapshot. For many, keep an Unwinder: it remembers rows."""
     return Unwinder(snapshot.space.arch, limit=limit).unwind(snapshot)
-
-
-# The sources of rows by the trust of what they find, best first.
-METHODS: dict[str, Callable[[Architecture], RowSource]] = {
-    Trust.CFI: CfiSource,
-    Trust.TRAMPOLINE: TrampolineSource,
-    Trust.PDR: PdrSource,
-    Trust.EMULATION: EmulationSource,
-    Trust.LINK_REGISTER: EntrySource,
-    Trust.FRAME_POINTER: FramePointerSource,
-    Trust.SCAN: ScanSource,
-}
-
-# These know what they say; the others conclude it.
-_KNOWING = (Trust.CFI, Trust.TRAMPOLINE, Trust.PDR, Trust.LINK_REGISTER)
-
-
-def default_sources(arch: Architecture, fallback: bool = True) -> list[RowSource]:
-    """The sources of rows, best first; without `fallback` only those that know, not guess.
-
-    A scan is for those who ask for it: it finds what may have been a return address once.
-    """
-    return [
-        make(arch)
-        for trust, make in METHODS.items()
-        if trust != Trust.SCAN and (fallback or trust in _KNOWING)
-    ]
 
 
 class Unwinder:
@@ -246,6 +213,8 @@ class Unwinder:
                     return None
         except MemoryFault as fault:
             return NoRow(f"it leads to {pc:#x}, whose code cannot be checked: {fault}")
+        from unwind.sources.entry import is_planted
+
         if is_planted(arch, place.space.find(pc), place.memory, pc):
             return None
         return NoRow(f"it leads to {pc:#x}, which follows no call")

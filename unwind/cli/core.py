@@ -163,7 +163,7 @@ def _command(options: Options) -> int:
 
 def _sources(options: Options, arch: Architecture) -> list[RowSource]:
     """The sources of rows that the options choose."""
-    from unwind.unwinder import METHODS, default_sources
+    from unwind.methods import METHODS, default_sources
 
     if options.methods is None:
         sources = default_sources(arch, fallback=not options.no_fallback)
@@ -179,9 +179,10 @@ class _Report:
     """One run of the command over one opened core."""
 
     def __init__(self, options: Options, source: CoreSource):
+        from unwind.methods import METHODS
         from unwind.symbols.names import Names
         from unwind.symbols.table import TableSymbolizer
-        from unwind.unwinder import DEFAULT_LIMIT, METHODS, Unwinder
+        from unwind.unwinder import DEFAULT_LIMIT, Unwinder
 
         self.options = options
         self.source = source
