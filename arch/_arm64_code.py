@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from unwind.emulate import CFA, CONSTANT, RETURN_ADDRESS, CodeModel, Machine
+from unwind.machine import CFA, CONSTANT, RETURN_ADDRESS, CodeModel, Machine
 
 __all__ = ["MODEL"]
 
@@ -10,7 +10,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-    from unwind.emulate import Instruction, Symbolic
+    from unwind.machine import Instruction, Symbolic
 
     # A register as (number or -1, bytes of it).
     Register = tuple[int, int]

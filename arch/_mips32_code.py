@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from unwind.emulate import CFA, CONSTANT, NO_CALLER, RETURN_ADDRESS, CodeModel, Machine
+from unwind.machine import CFA, CONSTANT, NO_CALLER, RETURN_ADDRESS, CodeModel, Machine
 
 __all__ = ["models"]
 
@@ -10,7 +10,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-    from unwind.emulate import Instruction
+    from unwind.machine import Instruction
     from unwind.protocols import ByteOrder
 
     # ("r", number, 0) | ("m", base, displacement) | ("i", value, 0)

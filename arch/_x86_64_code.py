@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from unwind.emulate import CFA, CONSTANT, RETURN_ADDRESS, CodeModel, Machine
+from unwind.machine import CFA, CONSTANT, RETURN_ADDRESS, CodeModel, Machine
 
 __all__ = ["MODEL"]
 
@@ -10,7 +10,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-    from unwind.emulate import Instruction
+    from unwind.machine import Instruction
 
     # ("r", number, all 64 bits?) | ("m", base, displacement, bytes) | ("i", value)
     Operand = tuple[str, int, int, int]
@@ -260,6 +260,28 @@ def _jump(machine: Machine, instruction: Instruction) -> bool:
     return True
 
 
+def _cmp(machine: Machine, instruction: Instruction) -> None:
+    address, size, _, text = instruction
+    if "rsp" in text:
+        one, other = _operands(text)
+        if one[0] == other[0] == "r" and RSP in (one[1], other[1]):
+            machine.compared = one[1] + other[1] - RSP, address + size
+
+
+def _unequal(machine: Machine, instruction: Instruction) -> None:
+    """`jne`, as which it may end a loop that touches each page of a large frame.
+
+    gcc's -fstack-clash-protection and clang's probe-stack: `lea r11, [rsp - N]`, then `sub rsp,
+    4096; or qword [rsp], 0; cmp rsp, r11; jne`. Behind it both are equal.
+    """
+    _branch(machine, instruction)
+    register, end = machine.compared
+    limit = machine.get(register) if end == instruction[0] else None
+    if limit is not None and machine.targets and machine.targets[-1] < instruction[0]:
+        machine.loop = machine.targets[-1]
+        machine.set(RSP, limit)
+
+
 def _branch(machine: Machine, instruction: Instruction) -> None:
     operand = _operands(instruction[3])[0]
     if operand[0] == "i":
@@ -289,6 +311,8 @@ _BRANCHES += ["loope", "loopne"]
 _HANDLERS: dict[str, Callable[[Machine, Instruction], bool | None]] = {
     **dict.fromkeys(_BRANCHES, _branch),
     **{f"{prefix}{name}": _branch for name in _BRANCHES for prefix in ("bnd ", "notrack ")},
+    "jne": _unequal,
+    "cmp": _cmp,
     "push": _push,
     "pushfq": _push,
     "pop": _pop,
@@ -319,9 +343,7 @@ _HANDLERS: dict[str, Callable[[Machine, Instruction], bool | None]] = {
 }
 
 # The first operand is only read; the commonest instructions of all.
-_READERS = frozenset("cmp test nop endbr64 bt prefetcht0 prefetchw pause cmpxchg".split()) - {
-    "cmpxchg"
-}
+_READERS = frozenset("test nop endbr64 bt prefetcht0 prefetchw pause cmpxchg".split()) - {"cmpxchg"}
 
 
 def _jumps(code: memoryview, vaddr: int) -> Iterator[tuple[int, int]]:

@@ -11,7 +11,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from unwind.emulate import CodeModel
+    from unwind.machine import CodeModel
 
 # DWARF numbers: AADWARF64 §4.1; those without a name in readelf are named here.
 X0, X18, X19, X28, X29, X30, SP, PC = 0, 18, 19, 28, 29, 30, 31, 32

@@ -12,7 +12,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
-    from unwind.emulate import CodeModel
+    from unwind.machine import CodeModel
     from unwind.protocols import ByteOrder
 
 # DWARF numbers: those of gcc's gcc/config/mips/mips.h (GP_DBX_FIRST, FP_DBX_FIRST, MD_DBX_FIRST).

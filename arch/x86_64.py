@@ -9,7 +9,7 @@ __all__ = ["ARCH"]
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from unwind.emulate import CodeModel
+    from unwind.machine import CodeModel
 
 # DWARF numbers: x86-64 psABI 1.0 fig. 3.36.
 _GENERAL = "rax rdx rcx rbx rsi rdi rbp rsp r8 r9 r10 r11 r12 r13 r14 r15 rip".split()

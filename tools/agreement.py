@@ -24,10 +24,10 @@ from unwind.disassembly import disassembler
 from unwind.dwarf.cfi import Fde
 from unwind.dwarf.rows import rows
 from unwind.elf import Elf
-from unwind.emulate import CodeModel
 from unwind.functions import Functions, find_starts
 from unwind.image import Image
 from unwind.judge import Judge
+from unwind.machine import CodeModel
 from unwind.registry import architecture
 from unwind.rules import CfaRegister, Row
 

@@ -13,7 +13,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
-    from unwind.emulate import CodeModel
+    from unwind.machine import CodeModel
     from unwind.protocols import ByteOrder
 
 

@@ -19,10 +19,10 @@ from bisect import bisect_right
 
 from unwind.dwarf.cfi import Broken, Fde
 from unwind.dwarf.rows import rows
-from unwind.emulate import CFA, RETURN_ADDRESS, State
 from unwind.errors import FormatError
 from unwind.functions import Functions
 from unwind.judge import Judge
+from unwind.machine import CFA, RETURN_ADDRESS, State
 from unwind.rules import CfaRegister, InRegister, Offset, SameValue
 from unwind.values import Value
 
@@ -35,8 +35,8 @@ if TYPE_CHECKING:
     from unwind.architecture import Architecture
     from unwind.disassembly import Disassemble
     from unwind.dwarf.cfi import FrameSection
-    from unwind.emulate import CodeModel, Symbolic
     from unwind.image import Image
+    from unwind.machine import CodeModel, Symbolic
     from unwind.rules import Row
 
 
@@ -86,12 +86,19 @@ def _tables(
     sections: Iterable[FrameSection],
     complain: Callable[[FormatError], None],
 ) -> Iterator[tuple[Fde, list[Row]]]:
-    """The FDEs of code that the image holds, and their rows; signal frames are entered by none."""
+    """The FDEs of code that the image holds, and their rows; signal frames are entered by none.
+
+    Of a section, one for each start: many over one another would be followed for ever.
+    """
     for section in sections:
+        seen = set()
         for entry in section.entries():
             if isinstance(entry, Broken):
                 complain(entry.error)
             elif isinstance(entry, Fde) and image.at(entry.start, 1) and not entry.cie.signal:
+                if entry.start in seen:
+                    continue
+                seen.add(entry.start)
                 try:
                     table = list(rows(entry, arch.vendor_opcodes))
                 except FormatError as error:
@@ -150,7 +157,8 @@ def _compared(
     starts = [row.start for row in table]
     last, was_call = fde.start, False
     returns = True  # as far as is known, the last call did
-    code = bytes(functions.image.at(fde.start, fde.end - fde.start))
+    _, end = functions.bounds(fde.start) or (0, 0)
+    code = bytes(functions.image.at(fde.start, max(0, min(fde.end, end) - fde.start)))
     for vaddr, size, mnemonic, _ in functions.disassemble(code, fde.start):
         if mnemonic in model.padding:
             continue

@@ -10,7 +10,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from unwind.emulate import CodeModel, Instruction
+    from unwind.machine import CodeModel, Instruction
 
     Disassemble = Callable[[bytes, int], list[Instruction]]
 

@@ -1,9 +1,7 @@
 """Emulation: the instructions of a function in, the row that holds at each of them out.
 
-No value is computed. A register holds a number that is known relative to something that the caller
-knew: the CFA, a register as it was on entry, or the stack pointer after it was aligned. Following
-the instructions with such symbols tells at each place where the CFA, the return address and the
-saved registers are, which is what a row says.
+No value is computed: following the instructions with the symbols of unwind.machine tells at each
+place where the CFA, the return address and the saved registers are, which is what a row says.
 """
 
 from __future__ import annotations
@@ -11,6 +9,7 @@ from __future__ import annotations
 from bisect import bisect_right
 from heapq import heappop, heappush
 
+from unwind.machine import CFA, CONSTANT, NO_CALLER, RETURN_ADDRESS, Machine, State
 from unwind.rules import (
     CfaExpression,
     CfaRegister,
@@ -21,160 +20,21 @@ from unwind.rules import (
     Row,
     Undefined,
 )
-from unwind.values import Value
 
-__all__ = [
-    "CFA",
-    "CONSTANT",
-    "LOST",
-    "NO_CALLER",
-    "RETURN_ADDRESS",
-    "CodeModel",
-    "Machine",
-    "State",
-    "Table",
-    "emulate",
-]
+__all__ = ["Table", "emulate"]
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable, Container, Iterator, Mapping, Sequence
+    from collections.abc import Container, Mapping, Sequence
 
+    from unwind.machine import CodeModel, Instruction, Symbolic
     from unwind.rules import CfaRule, Rule
-
-    # A symbol and an offset from it. A register or slot without one holds nothing that is known.
-    Symbolic = tuple[int, int]
-    Instruction = tuple[int, int, str, str]  # address, size, mnemonic, operands
-
-# Symbols. A register's number stands for what it held on entry; the stack pointers that were
-# aligned count down from ALIGNED, those that came from nobody knows where from LOST.
-CFA = -1
-RETURN_ADDRESS = -2
-CONSTANT = -3
-NO_CALLER = -4  # the base of a slot: what is said to lie there is given up for good
-ALIGNED = -16
-LOST = -(1 << 24)
 
 # Code to which nothing leads is tried with so many states, and so many instructions of it.
 _MOST_BODIES = 8
 _LONGEST_PAD = 200
 
 _BREG0, _DEREF, _PLUS_UCONST, _CONSTS, _PLUS = 0x70, 0x06, 0x23, 0x11, 0x22
-
-
-class State:
-    """What registers and stack slots hold at one place; shared by all places that agree."""
-
-    __slots__ = ("guessed", "made", "registers", "slots")
-
-    def __init__(
-        self,
-        registers: dict[int, Symbolic],
-        slots: dict[Symbolic, Symbolic],
-        guessed: bool = False,
-    ):
-        self.registers = registers
-        self.slots = slots  # by their address
-        self.guessed = guessed  # nothing that is known leads to where this holds
-        self.made: dict[bool, Row | None] = {}  # the rows that it comes to, by whether it calls
-
-
-class CodeModel(Value):
-    """What an architecture tells of its code.
-
-    `effect(machine, instruction)` does to the machine what the instruction does to the stack
-    pointer and the saved registers; True: the next instruction is not reached from here.
-    """
-
-    capstone: tuple[str, tuple[str, ...]]  # names of the architecture and of its modes
-    effect: Callable[[Machine, Instruction], bool]
-    sp: int
-    return_address: int
-    entry: Mapping[int, Symbolic]  # the registers on entry
-    entry_slots: Mapping[Symbolic, Symbolic]
-    saved: tuple[int, ...]  # what a function gives back as it was
-    bases: tuple[int, ...]  # which registers may carry the CFA, best first
-    keeps_slots: bool  # a slot stands for its register even after that was restored
-    red_zone: int
-    calls: frozenset[str]  # mnemonics
-    padding: frozenset[str]  # mnemonics of what fills the gaps between functions
-    # The direct jumps that some code at a vaddr may hold, as (target, source); some may be none.
-    jumps: Callable[[memoryview, int], Iterator[tuple[int, int]]]
-    # Where functions seem to start in such code, and where its calls and constants lead.
-    starts: Callable[[memoryview, int], Iterator[int]] = lambda code, vaddr: iter(())
-    # Whether a function may begin at a vaddr; the code is given from 8 bytes before it on.
-    begins: Callable[[memoryview, int], bool] = lambda code, vaddr: False
-    # The target of the direct call that some code ends with, before padding; None without one.
-    last_call: Callable[[memoryview, int], int | None] = lambda code, end: None
-    # Registers that carry the return address into code that stores them in place of its own.
-    return_carriers: tuple[int, ...] = ()
-
-
-class Machine:
-    """The registers and slots while instructions are followed, and where control may go."""
-
-    def __init__(self, model: CodeModel, state: State):
-        self.model = model
-        self.state = state
-        self.shared = True  # a place refers to `state`: the next change needs a copy
-        self.targets: list[int] = []  # where the last instruction may go besides the next one
-        self.called = False  # the last instruction was a call
-        self.somewhere = 0  # the last instruction was a jump to what a register says: 1, a table: 2
-        self.slot = 0  # the last instruction has a delay slot: 1, or 2 if only where it is taken
-        self.lost: tuple[int, ...] = ()  # registers to forget once the delay slot is executed
-        self.odd = 0  # calls, returns and jumps with a stack that no function would leave so
-        self.aligned = ALIGNED
-
-    def copy(self) -> State:
-        """The state to change."""
-        state = self.state
-        if self.shared:
-            state = self.state = State(dict(state.registers), dict(state.slots), state.guessed)
-            self.shared = False
-        return state
-
-    def get(self, register: int) -> Symbolic | None:
-        """What a register holds."""
-        return self.state.registers.get(register)
-
-    def set(self, register: int, value: Symbolic | None) -> None:
-        """A register holds `value` from here on."""
-        if self.state.registers.get(register) != value:
-            registers = self.copy().registers
-            if value is None:
-                del registers[register]
-            else:
-                registers[register] = value
-
-    def load(self, base: int, offset: int) -> Symbolic | None:
-        """What lies in the slot at register `base` + `offset`."""
-        address = self.state.registers.get(base)
-        if address is None:
-            return None
-        return self.state.slots.get((address[0], address[1] + offset))
-
-    def store(self, base: int, offset: int, value: Symbolic | None) -> None:
-        """The slot at register `base` + `offset` holds `value` from here on."""
-        address = self.state.registers.get(base)
-        if address is None:
-            return
-        slot = (address[0], address[1] + offset)
-        if self.state.slots.get(slot) != value:
-            slots = self.copy().slots
-            if value is None:
-                del slots[slot]
-            else:
-                slots[slot] = value
-
-    def align(self, register: int) -> None:
-        """A register becomes a multiple of something: what it is relative to is not known."""
-        self.aligned -= 1
-        self.set(register, (self.aligned, 0))
-
-    def lose(self, register: int) -> None:
-        """A register becomes an address that may be any, with slots around it all the same."""
-        self.aligned -= 1
-        self.set(register, (self.aligned + LOST, 0))
 
 
 class Table:
@@ -366,6 +226,18 @@ class _Run:
                 self.doubtful.append((number + 1, machine.state))
                 break
         self.odd += machine.odd
+
+    def moves(self, start: int, last: int) -> None:
+        """The stack pointer is another one each time in the loop from `start` on, to `last`."""
+        made: dict[int, State] = {}
+        for number in range(self.number.get(start, last), last + 1):
+            state = self.states[number]
+            if state is not None:
+                if id(state) not in made:
+                    machine = Machine(self.model, state)
+                    machine.lose(self.model.sp)
+                    made[id(state)] = machine.state
+                self.states[number] = made[id(state)]
 
     def delay_slot(self, machine: Machine, number: int) -> State | None:
         """Execute what stands behind a branch, before control goes there.

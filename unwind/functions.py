@@ -8,7 +8,8 @@ from bisect import bisect_left, bisect_right
 
 from unwind.dwarf.cfi import Fde
 from unwind.elf import SHF
-from unwind.emulate import State, Table, emulate
+from unwind.emulate import Table, emulate
+from unwind.machine import State
 from unwind.symtab import STT
 
 __all__ = ["Functions", "find_starts"]
@@ -26,8 +27,8 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
-    from unwind.emulate import CodeModel, Instruction
     from unwind.image import Image
+    from unwind.machine import CodeModel, Instruction
     from unwind.rules import Row
 
 

@@ -9,8 +9,8 @@ from __future__ import annotations
 
 from itertools import count
 
-from unwind.emulate import ALIGNED, CFA, CONSTANT, LOST, RETURN_ADDRESS
 from unwind.errors import MemoryFault, UnknownRegister, UnwindError
+from unwind.machine import ALIGNED, CFA, CONSTANT, LOST, RETURN_ADDRESS
 from unwind.registers import Registers
 from unwind.rules import CfaRegister, Offset, SameValue, Undefined
 from unwind.step import apply
@@ -21,7 +21,7 @@ __all__ = ["Judge", "Verdict"]
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from unwind.architecture import Architecture
-    from unwind.emulate import CodeModel, State
+    from unwind.machine import CodeModel, State
     from unwind.rules import Row
     from unwind.step import Caller
 

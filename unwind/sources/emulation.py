@@ -14,9 +14,9 @@ _LONGEST = 65536
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from unwind.architecture import Architecture
-    from unwind.emulate import CodeModel
     from unwind.functions import Functions
     from unwind.image import Image
+    from unwind.machine import CodeModel
     from unwind.rules import Row
     from unwind.snapshot import Place
 
@@ -42,6 +42,8 @@ class EmulationSource:
             return NoRow("there is no code to look at")
         if not place.image.executable(place.vaddr):
             return NoRow(f"{place.vaddr:#x} is not executable")
+        if not place.called and place.vaddr % self.arch.code_alignment:
+            return NoRow("no instruction can run here: a branch led here and nowhere else")
         if self._is_compressed(place):
             return NoRow("the code is microMIPS or MIPS16, which is not followed")
         functions = self._functions_of(place.image)
