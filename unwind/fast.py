@@ -18,7 +18,6 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    from unwind.modules import Module
     from unwind.rules import Row
     from unwind.snapshot import Snapshot
     from unwind.space import AddressSpace
@@ -41,7 +40,7 @@ class FastUnwinder:
 
     It shares the exact walk's table of rows and gives the same pcs and end: what packs as
     unusual (a signal frame, an expression, a damaged stack) is left to `exact`, and so is a
-    return address that follows no call: the exact walk believes it where CFI leads there.
+    return address behind no call to which a guess led.
     Restoring the frame pointer is put off until a CFA needs it, which one frame in forty does.
     """
 
@@ -87,10 +86,34 @@ class FastUnwinder:
         steps = self._steps_of(snapshot.space)
         cfa = (sp - start) // arch.word
         found = self._walk(pc, cfa, registers, words, start, steps)
-        if found is not None and not steps.plain:
+        if found is None:
+            return None
+        pcs = found
+        if not steps.plain:
             strip = arch.code_address
-            found[1:] = [strip(word) for word in found[1:]]
-        return found
+            pcs = [found[0], *[strip(word) for word in found[1:]]]
+        if steps.trusts and not self._believes(steps, pcs, found):
+            return None
+        return pcs
+
+    def _believes(self, steps: _Steps, pcs: Sequence[int], found: Sequence[int]) -> bool:
+        """Whether each return address that no CFI led to lies behind a call.
+
+        `found` are the return addresses as they lie in memory.
+        """
+        arch, space, window = self.exact.arch, steps.space, self.exact.arch.call_window
+        for n in range(1, len(pcs)):
+            pc, word = pcs[n], found[n]
+            if word in steps.behind_calls or (pcs[n - 1], n > 1) not in steps.trusts:
+                continue
+            module = space.find(pc - 1)
+            if module is None or module.image is None:
+                return False
+            before = bytes(module.image.at(module.to_vaddr(pc - window), window))
+            if not arch.is_behind_call(word, before):
+                return False
+            steps.behind_calls.add(word)
+        return True
 
     def trusts(self, space: AddressSpace, pcs: Sequence[int]) -> list[str] | None:
         """How each of the frames that `pcs` found was found, None where all of them by CFI."""
@@ -202,23 +225,19 @@ class FastUnwinder:
         place = Place(module.image, module, vaddr, pc, space, nothing, _NO_MEMORY, called)
         trust, row = self.exact.lookup.shared_row(place)
         step = _UNUSUAL
-        if row is not None and (not called or self._is_behind_call(module, key, pc)):
+        if row is not None:
             step = steps.pack(row, key, called)
             if trust != Trust.CFI:
                 steps.trusts[pc, called] = trust
         (steps.called if called else steps.innermost)[key] = step
         return step
 
-    def _is_behind_call(self, module: Module, return_address: int, pc: int) -> bool:
-        window = self.exact.arch.call_window
-        before = module.image.at(module.to_vaddr(pc - window), window) if module.image else b""
-        return self.exact.arch.is_behind_call(return_address, bytes(before))
-
 
 class _Steps:
     """What is known of one address space: the step out of each pc that was met."""
 
     __slots__ = (
+        "behind_calls",
         "called",
         "fp_slots",
         "generation",
@@ -242,6 +261,7 @@ class _Steps:
         self.leaves: dict[int, int] = {}  # by the pc of frame 0: words from sp to the CFA
         self.fp_slots: dict[tuple[int, bool], int] = {}  # (pc, called): words from the CFA
         self.trusts: dict[tuple[int, bool], str] = {}  # (pc, called): of rows that are no CFI
+        self.behind_calls: set[int] = set()  # return addresses that were looked at
 
     def pack(self, row: Row, pc: int, called: bool) -> int:
         """A row as a number; this happens here and nowhere else."""
