@@ -23,7 +23,7 @@ _SAVED = tuple(range(X19, X30))
 _LAST_LOST = 17  # x0-x17 in a call; x18 is the platform's, where shadow call stacks have it
 _SCRATCH = range(9, 18)  # where prologues make sizes that no immediate holds
 _NOTHING = (-1, 8)
-_HERE = (-4, 0)  # an address within the function
+_HERE = (-5, 0)  # an address within the function
 
 
 def _names() -> dict[str, Register]:

@@ -16,6 +16,7 @@ from unwind.dwarf.instructions import Instruction
 from unwind.files import Files
 from unwind.frames import End, Trust
 from unwind.memory import Span
+from unwind.methods import default_sources
 from unwind.registers import Registers
 from unwind.rules import CfaExpression, CfaRegister, Offset, Origin, Row
 from unwind.space import Region
@@ -32,7 +33,6 @@ from unwind.testing.assembler import (
     undefined,
 )
 from unwind.transports.core import TRANSPORT
-from unwind.methods import default_sources
 from unwind.unwinder import Unwinder, unwind
 
 _INSTRUCTION = re.compile(r"^\s*([0-9a-f]+):\t([0-9a-f]{8}) \t(.*)$", re.M)
