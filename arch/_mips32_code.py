@@ -294,6 +294,131 @@ def _jumps(byteorder: ByteOrder) -> Callable[[memoryview, int], Iterator[tuple[i
 
 _BRANCHING = frozenset((1, 4, 5, 6, 7, 20, 21, 22, 23))
 
+# lui gp, n; addiu gp, gp, n; addu gp, gp, t9: how position-independent functions begin.
+_JR_RA, _JR_T9 = 0x03E0_0008, 0x0320_0008
+_LUI_GP, _ADDIU_GP, _ADDU_GP_T9 = 0x3C1C, 0x279C, 0x0399_E021
+
+
+def _starts(byteorder: ByteOrder) -> Callable[[memoryview, int], Iterator[int]]:
+    """Where direct calls lead, where gp is set up, and what stands behind a return."""
+
+    def starts(code: memoryview, vaddr: int) -> Iterator[int]:
+        words = [word for _, word in _words(code, byteorder)]
+        inside = _inside(words)
+        known = {0, *_called(words, vaddr), *_taken(words, vaddr, inside)}
+        cases = False  # of a switch may lie here
+        behind = True  # nothing falls through to here
+        for n, word in enumerate(words):
+            if word >> 16 == _LUI_GP and _sets_gp(words[n + 1 : n + 3]):
+                known.add(n)
+            elif word and not inside[n] and n >= 2:
+                framed = _makes_frame(word) and _is_left(words[n - 2])
+                if framed or (behind and not cases):
+                    known.add(n)
+            if n in known:
+                cases = False
+            elif word & 0xFC1F_FFFF == 8 and word not in (_JR_RA, _JR_T9):
+                cases = True
+            if n >= 1 and _leaves(words[n - 1]):
+                behind = True
+            elif word:
+                behind = False
+        for n in sorted(known):
+            yield vaddr + 4 * n
+
+    return starts
+
+
+def _called(words: list[int], vaddr: int) -> Iterator[int]:
+    """The numbers of the words that jal and bal lead to; some may lie elsewhere."""
+    for n, word in enumerate(words):
+        if word >> 26 == 3:
+            here = vaddr + 4 * n + 4
+            yield ((here & 0xF000_0000 | (word & 0x03FF_FFFF) << 2) - vaddr) >> 2
+        elif word >> 16 == 0x0411 and word & 0xFFFF != 1:
+            yield n + 1 + ((word & 0xFFFF ^ 0x8000) - 0x8000)
+
+
+def _taken(words: list[int], vaddr: int, inside: list[int]) -> Iterator[int]:
+    """The numbers of the words whose addresses lui and addiu make, where a function may begin."""
+    upper: dict[int, tuple[int, int]] = {}  # what lui has put into a register, and where
+    for n, word in enumerate(words):
+        if word >> 21 == 0x1E0:  # lui
+            upper[word >> 16 & 31] = n, (word & 0xFFFF) << 16
+        elif word >> 26 == 9 and word >> 21 & 31 in upper:  # addiu
+            at, value = upper[word >> 21 & 31]
+            address = value + ((word & 0xFFFF ^ 0x8000) - 0x8000)
+            target = (address - vaddr) >> 2
+            if n - at <= 8 and address % 4 == 0 and 2 <= target < len(words):
+                if not inside[target] and _is_left(words[target - 2]):
+                    yield target
+        elif word >> 26 == 0x23:  # lw
+            upper.pop(word >> 16 & 31, None)
+
+
+def _begins(byteorder: ByteOrder) -> Callable[[memoryview, int], bool]:
+    """Whether gp is set up there, or what lies before returns or leaves.
+
+    Behind b stand the labels of a function too, which its tables hold (gcc's `&&label`).
+    """
+
+    def begins(code: memoryview, vaddr: int) -> bool:
+        words = [word for _, word in _words(code[:20], byteorder)]
+        if vaddr % 4 or len(words) < 5:
+            return False
+        sets_gp = words[2] >> 16 == _LUI_GP and _sets_gp(words[3:])
+        return sets_gp or (words[0] >> 16 != 0x1000 and _leaves(words[0]))
+
+    return begins
+
+
+def _sets_gp(words: list[int]) -> bool:
+    return len(words) == 2 and words[0] >> 16 == _ADDIU_GP and words[1] == _ADDU_GP_T9
+
+
+def _inside(words: list[int]) -> list[int]:
+    """For each word how many conditional branches lead over it or to it: a function has one part.
+
+    What jumps without a condition may leave for another function.
+    """
+    steps = [0] * (len(words) + 1)
+    for n, word in enumerate(words):
+        if word >> 26 in _BRANCHING and word >> 16 != 0x0411:
+            target = n + 1 + ((word & 0xFFFF ^ 0x8000) - 0x8000)
+            tail = word >> 16 == 0x1000 and _takes_down(words[n + 1 : n + 2])
+            if 0 <= target < len(words) and not tail:
+                low, high = (n, target) if n < target else (target, n)
+                steps[low + 1] += 1
+                steps[high + 1] -= 1
+    inside, count = [], 0
+    for step in steps[:-1]:
+        count += step
+        inside.append(count)
+    return inside
+
+
+def _makes_frame(word: int) -> bool:
+    """Whether it is addiu sp, sp, -n."""
+    return word >> 16 == 0x27BD and word & 0x8000 != 0
+
+
+def _is_left(word: int) -> bool:
+    """Whether a function may end with this jump or call: of one that does not return."""
+    return _leaves(word) or word >> 26 == 3 or word >> 16 == 0x0411 or word == 0x0320_F809
+
+
+def _takes_down(slot: list[int]) -> bool:
+    """Whether a delay slot frees the frame: addiu sp, sp, n."""
+    return bool(slot) and slot[0] >> 16 == 0x27BD and slot[0] & 0x8000 == 0
+
+
+def _leaves(word: int) -> bool:
+    """jr, b or j: nothing falls through what stands behind their delay slots.
+
+    But behind jr by another register than ra and t9 stand the cases of a switch.
+    """
+    return word in (_JR_RA, _JR_T9) or word >> 16 == 0x1000 or word >> 26 == 2
+
 
 def _words(code: memoryview, byteorder: ByteOrder) -> Iterator[tuple[int, int]]:
     from struct import iter_unpack
@@ -325,6 +450,8 @@ def _model(byteorder: ByteOrder) -> CodeModel:
         calls=frozenset("jal jalr jalr.hb jalx bal bltzal bgezal bltzall bgezall".split()),
         padding=frozenset({"nop"}),
         jumps=_jumps(byteorder),
+        starts=_starts(byteorder),
+        begins=_begins(byteorder),
         return_carriers=(T7,),
     )
 

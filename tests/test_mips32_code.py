@@ -237,3 +237,16 @@ def test_rows_agree_with_what_the_compiler_says(
     result = compare(str(built))
     assert result.share_of_calls >= 0.99
     assert result.share >= 0.97
+
+
+@pytest.mark.parametrize(
+    "options", [["-pie", "-fPIC"], ["-no-pie", "-fno-pie"]], ids=["pic", "exec"]
+)
+def test_functions_are_found_in_code_that_nothing_describes(
+    target: Target, options: list[str], tmp_path: Path
+) -> None:
+    source = f'#include "{PROGRAMS / "shapes.c"}"\n'
+    built = target.compile(tmp_path, source, "-g", "-O2", f"-I{PROGRAMS}", *options)
+    result = compare(str(built), told=False)
+    assert result.share_of_calls >= 0.97
+    assert result.share >= 0.95
