@@ -319,7 +319,8 @@ class _Run:
                     break
             else:
                 if len(found) < _MOST_BODIES:
-                    found.append(State(state.registers, state.slots, guessed=True))
+                    guess = 1 if place < len(inside) else 2
+                    found.append(State(state.registers, state.slots, guess))
                     counts.append(1)
         saved = [
             sum(

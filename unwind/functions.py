@@ -130,7 +130,7 @@ class Functions:
             if state.registers.get(sp) == entry and not self._is_start(target):
                 other = self._alone(target)
                 there = other.state(target) if other is not None and not other.odd else None
-                if there is None or there.guessed:
+                if there is None or there.guessed > 1:
                     continue
                 if there.registers.get(sp) not in (None, entry):
                     return there
@@ -147,7 +147,7 @@ class Functions:
         if told is not None:
             entries[alone.start] = told
         elif home is not None:
-            entries.setdefault(alone.start, State(home.registers, home.slots, guessed=True))
+            entries.setdefault(alone.start, State(home.registers, home.slots, home.guessed or 1))
         if entries:
             code = self._instructions(alone.start, alone.end)
             found = emulate(self.model, code, entries, callable=False)

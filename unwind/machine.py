@@ -49,11 +49,13 @@ class State:
         self,
         registers: dict[int, Symbolic],
         slots: dict[Symbolic, Symbolic],
-        guessed: bool = False,
+        guessed: int = 0,
     ):
         self.registers = registers
         self.slots = slots  # by their address
-        self.guessed = guessed  # nothing that is known leads to where this holds
+        # Nothing that is known leads to where this holds: 1 where a jump to what a table says may,
+        # 2 for all else.
+        self.guessed = guessed
         self.made: dict[bool, Row | None] = {}  # the rows that it comes to, by whether it calls
 
 
