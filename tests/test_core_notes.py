@@ -15,7 +15,6 @@ from unwind.core_notes import CoreNotes, read_notes
 from unwind.elf import Elf
 from unwind.errors import UnsupportedArchitecture
 from unwind.files import Files
-from unwind.registers import Registers
 from unwind.snapshot import Signal
 
 SHAPES = [(64, "<"), (64, ">"), (32, "<"), (32, ">")]

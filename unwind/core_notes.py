@@ -7,7 +7,7 @@ from struct import Struct
 
 from unwind.errors import UnsupportedArchitecture
 from unwind.mappings import Mapping
-from unwind.registers import Registers
+from unwind.registers import Recorded
 from unwind.values import Value
 
 __all__ = ["CoreNotes", "ThreadNote", "read_notes"]
@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
     from unwind.architecture import Architecture, Layout
     from unwind.elf import Elf
+    from unwind.registers import Registers
 
 
 class _NT:
@@ -39,7 +40,7 @@ class ThreadNote(Value):
 
     tid: int
     signal: int
-    registers: Registers
+    registers: Recorded | Registers
 
 
 class CoreNotes:
@@ -126,21 +127,13 @@ def _thread_reader(arch: Architecture, size: int) -> Callable[[memoryview], Thre
 
 def _register_reader(
     arch: Architecture, layout: Layout, size: int
-) -> Callable[[memoryview], Registers]:
-    """As `arch.registers`, by one `unpack` where the record is whole."""
-    numbers = sorted(layout.offsets, key=layout.offsets.__getitem__)
-    code, at, text = {4: "I", 8: "Q"}.get(layout.width), 0, ""
-    for number in numbers:
-        gap = layout.offsets[number] - at
-        if gap < 0 or code is None:
-            return lambda data: arch.registers(layout, data)
-        text += f"{gap}x{code}"
-        at += gap + layout.width
-    if at > size:
+) -> Callable[[memoryview], Recorded | Registers]:
+    """As `arch.registers`, but each register is read when it is wanted, if the record is whole."""
+    code = {4: "I", 8: "Q"}.get(layout.width)
+    if code is None or max(layout.offsets.values()) + layout.width > size:
         return lambda data: arch.registers(layout, data)
-    record = Struct(("<" if arch.byteorder == "little" else ">") + text)
-    unpack = record.unpack_from  # one number for each of `numbers`: to have that checked takes time
-    return lambda data: Registers(zip(numbers, unpack(data), strict=False))
+    read = Struct(("<" if arch.byteorder == "little" else ">") + code).unpack_from
+    return lambda data: Recorded(bytes(data), layout.offsets, read)
 
 
 def _read_process(notes: CoreNotes, data: memoryview, arch: Architecture) -> None:
