@@ -13,17 +13,21 @@ ARGS ?=
 TEST = .venv-test/bin/python
 SOURCES := $(shell find unwind/ arch transports bpf share -type f ! -name '*.pyc' 2>/dev/null)
 
-.PHONY: help demo test lint oracle bench docs packages clean
+.PHONY: help demo test test-kernel lint oracle bench docs packages clean
 .DELETE_ON_ERROR:
 
 help:  ## this list
-	@awk -F ':.*## *' '/^[a-z-]+:.*## / { printf "make %-8s %s\n", $$1, $$2 }' Makefile
+	@awk -F ':.*## *' '/^[a-z-]+:.*## / { printf "make %-11s %s\n", $$1, $$2 }' Makefile
 
 demo: .venv/ready  ## install into .venv, crash a program (or take a core from examples/), unwind it
 	@sh examples/demo.sh .venv/bin/unwind-core
 
 test: packages .venv-test/ready  ## run the tests; ARGS="-k name -x" goes to pytest
 	$(TEST) -m pytest $(ARGS)
+
+test-kernel: packages .venv-test/ready  ## the same under kernels of arm64 and mips, in qemu-system
+	@sh tools/debian-packages.sh qemu-system-arm qemu-system-mips
+	$(TEST) -m tests.kernel $(ARGS)
 
 lint: .venv-test/ready  ## ruff and mypy, which `make test` runs as well
 	$(TEST) -m ruff check .
@@ -40,7 +44,7 @@ docs: .venv-test/ready  ## make man pages and completion from the commands' pars
 	$(TEST) -m tools.make_docs
 
 clean:  ## remove the environments and all that was built
-	rm -rf .venv .venv-test build dist *.egg-info
+	rm -rf .venv .venv-test .kernels build dist *.egg-info
 	rm -rf .hypothesis .mypy_cache .pytest_cache .ruff_cache .coverage
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 

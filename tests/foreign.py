@@ -11,7 +11,7 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -290,8 +290,7 @@ def crash(case: Case, directory: Path) -> Crash:
     whole = directory / "program.whole"
     named = whole if whole.exists() else executable
     stacks = expected(record, named, case.libc, case.nameless, case.ends)
-    if not case.target.cfi:
-        stacks = map(_without_isa_bit, stacks)
+    stacks = without_isa_bits(case.target, stacks)
     options = (*case.options, "--sysroot", case.target.sysroot, "-e", str(executable))
     if "-static" in case.flags:
         options = case.options  # AT_EXECFN names it
@@ -299,12 +298,17 @@ def crash(case: Case, directory: Path) -> Crash:
     return Crash(case, directory, executable, core, {stack.tid: stack for stack in stacks})
 
 
-def _without_isa_bit(stack: Stack) -> Stack:
-    """The stack with pcs as addresses of instructions, whose bit 0 tells of another encoding."""
-    frames = (
-        frame if frame.pc is None else replace(frame, pc=frame.pc & ~1) for frame in stack.frames
-    )
-    return replace(stack, frames=tuple(frames))
+def without_isa_bits(target: Target, stacks: Iterable[Stack]) -> Iterator[Stack]:
+    """The stacks with pcs as addresses of instructions: bit 0 of one tells of another encoding."""
+    for stack in stacks:
+        if target.cfi:
+            yield stack
+            continue
+        frames = (
+            frame if frame.pc is None else replace(frame, pc=frame.pc & ~1)
+            for frame in stack.frames
+        )
+        yield replace(stack, frames=tuple(frames))
 
 
 def _dump(command: Sequence[str], record: Path, core: Path) -> None:

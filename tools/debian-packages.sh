@@ -1,12 +1,12 @@
 #!/bin/sh
-# Installs what tests/debian-packages.txt lists and the machine lacks, when run as root on Debian or
-# Ubuntu. Never fails: each test says itself which program it misses.
+# Installs what tests/debian-packages.txt lists and the machine lacks, and what it is told besides,
+# when run as root on Debian or Ubuntu. Never fails: each test says itself which program it misses.
 set -u
 cd "$(dirname "$0")/.."
 
 command -v dpkg-query >/dev/null || exit 0
 missing=
-for package in $(sed 's/#.*//' tests/debian-packages.txt); do
+for package in $(sed 's/#.*//' tests/debian-packages.txt) "$@"; do
     status=$(dpkg-query -W -f '${db:Status-Status}' "$package" 2>/dev/null)
     [ "$status" = installed ] || missing="$missing $package"
 done

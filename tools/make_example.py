@@ -19,14 +19,19 @@ import resource
 import subprocess
 import tarfile
 import tempfile
+from collections.abc import Iterable, Mapping
 from pathlib import Path
+from typing import Any
 
 from elftools.elf.elffile import ELFFile
+
+from unwind.elf import Elf
+from unwind.pdr import procedures
 
 CFLAGS = "-O2 -fomit-frame-pointer -pthread".split()
 BUILT = Path("/tmp/unwind-demo")  # the core tells where its program was: a name without a story
 KEPT_TYPES = {"SHT_DYNAMIC", "SHT_DYNSYM", "SHT_GNU_HASH", "SHT_NOTE", "SHT_STRTAB", "SHT_SYMTAB"}
-KEPT_NAMES = {".eh_frame", ".eh_frame_hdr", ".gnu_debugdata", ".gnu_debuglink", ".interp"}
+KEPT_NAMES = {".eh_frame", ".eh_frame_hdr", ".gnu_debugdata", ".gnu_debuglink", ".interp", ".pdr"}
 
 
 def main() -> None:
@@ -70,8 +75,12 @@ def mapped_files(core: bytes) -> list[Path]:
     return [path for path in map(Path, sorted(names)) if path.read_bytes()[:4] == b"\x7fELF"]
 
 
-def tables_of(file: bytes) -> bytes:
-    """`file` with all but headers, unwind tables, symbols and notes zeroed."""
+def tables_of(file: bytes, vaddrs: Iterable[int] = ()) -> bytes:
+    """`file` with all but headers, unwind tables, symbols and notes zeroed.
+
+    `vaddrs` are where its frames stand. They keep the call before them; where .pdr is all that
+    tells of a function, which leaves the place within it to the code, they keep the function.
+    """
     elf = ELFFile(io.BytesIO(file))
     header = elf.header
     kept = [
@@ -84,10 +93,29 @@ def tables_of(file: bytes) -> bytes:
         for section in elf.iter_sections()
         if section["sh_type"] in KEPT_TYPES or section.name in KEPT_NAMES
     ]
+    table = procedures(Elf(file))
+    for vaddr in vaddrs:
+        start, end = vaddr - 8, vaddr
+        procedure = table.find(vaddr - 8) if table is not None else None
+        if table is not None and procedure is not None:
+            start, end = procedure.start, table.end(procedure) or end
+        [offset] = elf.address_offsets(start, end - start)
+        kept.append((offset, end - start))
     bare = bytearray(len(file))
     for offset, size in kept:
         bare[offset : offset + size] = file[offset : offset + size]
     return bytes(bare)
+
+
+def vaddrs_in(document: dict[str, Any], name: str) -> set[int]:
+    """Where frames of `unwind-core --json` stand in the module of a name."""
+    modules = [module["name"] for module in document["modules"]]
+    return {
+        int(frame["vaddr"], 16)
+        for thread in document["threads"]
+        for frame in thread["frames"]
+        if frame.get("module") is not None and modules[frame["module"]] == name
+    }
 
 
 def pack(core: bytes, program: Path) -> bytes:
@@ -95,6 +123,11 @@ def pack(core: bytes, program: Path) -> bytes:
     for path in mapped_files(core):
         content = path.read_bytes()
         members[str(path)[1:]] = content if path == program else tables_of(content)
+    return archived(members)
+
+
+def archived(members: Mapping[str, bytes]) -> bytes:
+    """A .tar.xz of some files, which is the same each time it is made."""
     packed = io.BytesIO()
     with tarfile.open(fileobj=packed, mode="w") as archive:
         for name, content in members.items():

@@ -15,6 +15,12 @@
 #include <sys/auxv.h>
 #include <time.h>
 
+#ifdef __aarch64__
+#define CLOCK_GETTIME	"__kernel_clock_gettime"
+#else
+#define CLOCK_GETTIME	"__vdso_clock_gettime"
+#endif
+
 typedef int (*clock_function)(clockid_t, struct timespec *);
 
 /* The one function of the vdso that this needs, or NULL. */
@@ -63,10 +69,10 @@ NOINLINE int choose(const char *mode)
 	clock_function function = clock_gettime;
 
 	if (!strcmp(mode, "direct"))
-		function = find("__vdso_clock_gettime");
+		function = find(CLOCK_GETTIME);
 	if (!function)
 		return 2;
-	return ask(function, function == clock_gettime ? "clock_gettime" : "__vdso_clock_gettime");
+	return ask(function, function == clock_gettime ? "clock_gettime" : CLOCK_GETTIME);
 }
 
 int main(int argc, char **argv)
