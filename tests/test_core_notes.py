@@ -13,7 +13,7 @@ from unwind.arch import x86_64
 from unwind.architecture import Architecture, Layout
 from unwind.core_notes import CoreNotes, read_notes
 from unwind.elf import Elf
-from unwind.errors import UnsupportedArchitecture
+from unwind.errors import UnknownRegister, UnsupportedArchitecture
 from unwind.files import Files
 from unwind.snapshot import Signal
 
