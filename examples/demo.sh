@@ -2,7 +2,8 @@
 # Unwinds a real core: sh examples/demo.sh path/to/unwind-core [shipped]
 #
 # It crashes examples/crash.c here and now where it can, in one of two ways; where it cannot, or is
-# told `shipped`, it takes the core that lies beside this script.
+# told `shipped`, it takes the core that lies beside this script. Those of other architectures it
+# takes from there in any case.
 set -u
 
 command=$1
@@ -42,15 +43,26 @@ dumped() {
     [ -f "$core" ]
 }
 
+# Unwinds the cores beside this script, but for that of the architecture $1.
+shipped() {
+    for archive in "$examples"/*-crash.tar.xz; do
+        name=$(basename "$archive" -crash.tar.xz)
+        [ "$name" = "$1" ] && continue
+        say "The same program on $name:"
+        # Python unpacks it: not every machine has xz.
+        "$(dirname "$command")/python" -W ignore -m tarfile -e "$archive" "$work/$name" || return
+        unwind --sysroot "$work/$name" "$work/$name/core" || return
+    done
+}
+
+native=$(uname -m)
+[ "$native" = aarch64 ] && native=arm64
+
 if [ "${2-}" != shipped ] && built && { crashed || dumped; }; then
     unwind "$core" || exit
+    shipped "$native" || exit
 else
-    echo "Taking the core that is shipped in examples/."
-    for archive in "$examples"/*.tar.xz; do
-        name=$(basename "$archive" .tar.xz)
-        # Python unpacks it: not every machine has xz.
-        "$(dirname "$command")/python" -W ignore -m tarfile -e "$archive" "$work/$name" || exit
-        unwind --sysroot "$work/$name" "$work/$name/core" || exit
-    done
+    echo "Taking the cores that are shipped in examples/."
+    shipped none || exit
 fi
 say "Now yours: $command CORE, and --explain says how each frame was found."

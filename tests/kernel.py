@@ -16,7 +16,7 @@ import shutil
 import subprocess
 import sys
 import tarfile
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -39,9 +39,11 @@ DOWNLOADS = ROOT / ".kernels"
 class Machine:
     """A machine that qemu emulates, and the Debian kernel for it."""
 
+    name: str
+    """As unwind names the processor."""
     target: Target
     architecture: str
-    """As dpkg calls it."""
+    """As dpkg does."""
     image: str
     """A package that depends on the newest kernel's."""
     qemu: tuple[str, ...]
@@ -50,6 +52,7 @@ class Machine:
 
 MACHINES = (
     Machine(
+        "arm64",
         ARM64,
         "arm64",
         "linux-image-arm64",
@@ -58,6 +61,7 @@ MACHINES = (
         "ttyAMA0",
     ),
     Machine(
+        "mips32el",
         MIPSEL,
         "mipsel",
         "linux-image-4kc-malta",
@@ -134,22 +138,32 @@ class Left:
 
 def crash_all(machine: Machine, cases: Sequence[ForeignCase], directory: Path) -> list[Crash]:
     """Builds the cases into a sysroot in `directory`, and lets all of them crash in one guest."""
-    sysroot = directory / "sysroot"
+    programs = {case.name: foreign.build(case, directory / "build" / case.name) for case in cases}
+    arguments = {case.name: case.arguments for case in cases}
+    left = run(machine, programs, arguments, directory / "sysroot")
+    return [unpack(case, directory, left.get(case.name)) for case in cases]
+
+
+def run(
+    machine: Machine,
+    programs: Mapping[str, Path],
+    arguments: Mapping[str, Sequence[str]],
+    sysroot: Path,
+) -> dict[str, Left]:
+    """What the programs leave that are run in a guest whose root is like `sysroot`, made here."""
     (sysroot / "programs").mkdir(parents=True)
-    for case in cases:
-        built = foreign.build(case, directory / "build" / case.name)
-        shutil.copy(built, sysroot / "programs" / case.name)
-    libraries = Path(machine.target.sysroot) / "lib"
     (sysroot / "lib").mkdir()
+    for name, program in programs.items():
+        shutil.copy(program, sysroot / "programs" / name)
+    libraries = Path(machine.target.sysroot) / "lib"
     for pattern in ("ld*.so.1", "libc.so.6"):
         for library in libraries.glob(pattern):
             shutil.copy(library, sysroot / "lib")
     kernel, busybox = download(machine, DOWNLOADS)
-    guest = directory / "initrd"
-    guest.write_bytes(initramfs(machine, cases, busybox, sysroot))
-    printed = boot(machine, kernel, guest)
-    left = dict(read_console(printed))
-    return [unpack(case, directory, left.get(case.name)) for case in cases]
+    with TemporaryDirectory() as scratch:
+        guest = Path(scratch) / "initrd"
+        guest.write_bytes(initramfs(arguments, busybox, sysroot))
+        return dict(read_console(boot(machine, kernel, guest)))
 
 
 def unpack(case: ForeignCase, directory: Path, left: Left | None) -> Crash:
@@ -215,13 +229,11 @@ def download(machine: Machine, directory: Path) -> tuple[Path, Path]:
     return kernel, home / "bin/busybox"
 
 
-def initramfs(
-    machine: Machine, cases: Iterable[ForeignCase], busybox: Path, sysroot: Path
-) -> bytes:
-    """A root that crashes the cases, one after the other, and prints what they leave."""
+def initramfs(programs: Mapping[str, Sequence[str]], busybox: Path, sysroot: Path) -> bytes:
+    """A root that runs programs with their arguments in turn, and prints what they leave."""
     lines = [
         "#!/bin/busybox sh",
-        "export PATH=/bin MALLOC_ARENA_MAX=1",
+        "export PATH=/bin MALLOC_ARENA_MAX=1 UNWIND_TRUTH=/tmp/truth",
         "/bin/busybox --install /bin",
         "mount -t proc proc /proc",
         "mount -t tmpfs tmpfs /tmp",
@@ -231,11 +243,11 @@ def initramfs(
         "ulimit -c unlimited",
         "cd /tmp",
     ]
-    for case in cases:
+    for name, arguments in programs.items():
         lines += [
-            "export UNWIND_TRUTH=/tmp/truth",
-            f"/programs/{case.name} {' '.join(case.arguments)} >/dev/null 2>&1",
-            f"echo '<<< {case.name}'",
+            "touch truth",
+            f"/programs/{name} {' '.join(arguments)} >/dev/null 2>&1",
+            f"echo '<<< {name}'",
             "gzip -c core | base64",
             "echo ===",
             "gzip -c truth | base64",

@@ -1,7 +1,8 @@
-"""`make demo`: a program crashed here, or the shipped core, gives the stacks of two threads."""
+"""`make demo`: a program crashed here, and shipped cores, give the stacks of two threads each."""
 
 from __future__ import annotations
 
+import platform
 import re
 import sys
 from pathlib import Path
@@ -42,10 +43,21 @@ def test_the_demo_prints_the_stacks_of_both_threads(how: str, command: Path) -> 
     done = run("sh", "examples/demo.sh", command, *(["shipped"] if how == "shipped" else []))
     assert done.returncode == 0, done.stderr
     assert ("Crashing examples/crash.c" in done.stdout) == (how == "crashed")
-    found = functions(done.stdout)
-    assert contains(found, CRASHED)
-    assert contains(found, WAITING)
-    assert "_start" in found
+    printed = re.split(r"^The same program on (\w+):$", done.stdout, flags=re.MULTILINE)
+    first = functions(printed[0])
+    stacks = {
+        name: functions(text) for name, text in zip(printed[1::2], printed[2::2], strict=True)
+    }
+    if how == "crashed":
+        native = {"aarch64": "arm64"}.get(platform.machine(), platform.machine())
+        assert native not in stacks
+        stacks[native] = first
+    assert {"x86_64", "arm64", "mips32el"} <= set(stacks)
+    for found in stacks.values():
+        assert contains(found, CRASHED)
+        assert contains(found, WAITING)
+        assert {"_start", "__start"} & set(found)
+    assert "stack ends here" not in done.stdout
 
 
 def test_make_lists_every_target_with_a_line() -> None:

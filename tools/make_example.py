@@ -2,21 +2,26 @@
 
 `python -m tools.make_example examples/crash.c` writes examples/ARCH-crash.tar.xz, which holds
 
-    core      as the kernel wrote it
-    usr/...   a sysroot: the program, and of each library the unwind tables, symbols and headers
+    core          as the kernel wrote it
+    usr/..., ...  a sysroot: the program, and of each library the unwind tables, symbols and headers
 
-Of the libraries nothing else is kept: their code and constants are zeroed, which makes the archive
-small, and leaves nothing in it that somebody else has written.
+Of the libraries hardly anything else is kept: their code and constants are zeroed, which makes the
+archive small. Only where the tables do not tell all, as for mips, the functions of the stacks are.
+
+`--arch arm64` and `--arch mips32el` crash the program under a kernel in qemu-system: see
+tests/kernel.py.
 """
 
 from __future__ import annotations
 
 import argparse
 import io
+import json
 import lzma
 import os
 import resource
 import subprocess
+import sys
 import tarfile
 import tempfile
 from collections.abc import Iterable, Mapping
@@ -40,13 +45,45 @@ def main() -> None:
     parser.add_argument("--cc", default="cc", metavar="COMMAND")
     parser.add_argument("--arch", default="x86_64", metavar="NAME")
     options = parser.parse_args()
-    BUILT.mkdir(exist_ok=True)
-    program = BUILT / options.source.stem
-    subprocess.run([options.cc, *CFLAGS, "-o", program, options.source], check=True)
-    core = crash(program)
+    if options.arch == "x86_64":
+        content = here(options.source, options.cc)
+    else:
+        content = elsewhere(options.source, options.arch)
     packed = options.source.parent / f"{options.arch}-{options.source.stem}.tar.xz"
-    packed.write_bytes(pack(core, program))
+    packed.write_bytes(content)
     print(f"{packed}: {packed.stat().st_size} bytes")
+
+
+def here(source: Path, compiler: str) -> bytes:
+    """The example of this machine."""
+    BUILT.mkdir(exist_ok=True)
+    program = BUILT / source.stem
+    subprocess.run([compiler, *CFLAGS, "-o", program, source], check=True)
+    return pack(crash(program), program)
+
+
+def elsewhere(source: Path, arch: str) -> bytes:
+    """The example of another architecture, by Debian's cross compiler and kernel."""
+    from tests import kernel
+
+    [machine] = [machine for machine in kernel.MACHINES if machine.name == arch]
+    flags = [*CFLAGS, *(["-mbranch-protection=standard"] if arch == "arm64" else [])]
+    with tempfile.TemporaryDirectory() as where:
+        program, sysroot, core = (Path(where) / name for name in (source.stem, "sysroot", "core"))
+        compiler = machine.target.tool("gcc")
+        subprocess.run([compiler, *flags, "-o", program, source], check=True)
+        left = kernel.run(machine, {source.stem: program}, {source.stem: ()}, sysroot)
+        core.write_bytes(left[source.stem].core)
+        unwind = [sys.executable, "-m", "unwind.cli.core", "--json", "--sysroot", sysroot, core]
+        document = json.loads(subprocess.check_output(unwind))
+        members = {"core": core.read_bytes()}
+        for module in document["modules"]:
+            if module["file"]:
+                content = Path(module["file"]).read_bytes()
+                if content != program.read_bytes():
+                    content = tables_of(content, sorted(vaddrs_in(document, module["name"])))
+                members[module["name"][1:]] = content
+        return archived(members)
 
 
 def crash(program: Path) -> bytes:
