@@ -373,6 +373,13 @@ def _starts(code: memoryview, vaddr: int) -> Iterator[int]:
         elif _is_stub(code, n):
             yield vaddr + 4 * n
     jumps = {target for target, _ in _jumps(code, vaddr)}
+    loops = {t for t, at in _jumps(code, vaddr) if code[at - vaddr + 3] & 0xFC != 0x14}
+    for n, _ in _words(code, rb"[\x00\xd5]"):
+        # What begins on a multiple of 16 behind padding behind an end, whatever it begins with.
+        start = vaddr + 4 * n + 4
+        if start % 16 == 0 and n < len(code) // 4 - 1 and start not in loops:
+            if _is_gap(code, n):
+                yield start
     for n, word in _words(code, rb"[\xa9\xd1\xd5\xf8]"):
         start = vaddr + 4 * n
         if _is_prologue(word) and n > 1:
@@ -380,6 +387,15 @@ def _starts(code: memoryview, vaddr: int) -> Iterator[int]:
             # What is jumped to is a function if it is aligned so: by a tail call.
             if before in _PADDING if start in jumps else _ends(before):
                 yield start
+
+
+def _is_gap(code: memoryview, n: int) -> bool:
+    """Whether the word n and some before it are padding, and what comes before them ends."""
+    for at in range(n, max(n - 4, -1), -1):
+        word = int.from_bytes(code[4 * at : 4 * at + 4], "little")
+        if word not in _PADDING:
+            return at < n and (_ends(word) or word & 0xFC00_0000 == 0x9400_0000)
+    return False
 
 
 def _is_stub(code: memoryview, n: int) -> bool:
