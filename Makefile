@@ -13,7 +13,7 @@ ARGS ?=
 TEST = .venv-test/bin/python
 SOURCES := $(shell find unwind/ arch transports bpf share -type f ! -name '*.pyc' 2>/dev/null)
 
-.PHONY: help demo test test-kernel lint oracle bench docs packages clean
+.PHONY: help demo test test-kernel lint oracle bench agreement docs packages clean
 .DELETE_ON_ERROR:
 
 help:  ## this list
@@ -40,11 +40,14 @@ oracle: packages .venv-test/ready  ## compare with other tools over the whole ma
 bench: packages .venv-test/ready .venv/ready  ## measure, and write the table of BENCHMARKS.md
 	$(TEST) -m tools.bench $(ARGS)
 
+agreement: packages .venv-test/ready  ## compare code with CFI, and write the tables of BENCHMARKS.md
+	$(TEST) -m tools.agreement_corpus $(ARGS)
+
 docs: .venv-test/ready  ## make man pages and completion from the commands' parsers
 	$(TEST) -m tools.make_docs
 
 clean:  ## remove the environments and all that was built
-	rm -rf .venv .venv-test .kernels build dist *.egg-info
+	rm -rf .venv .venv-test .kernels .agreement build dist *.egg-info
 	rm -rf .hypothesis .mypy_cache .pytest_cache .ruff_cache .coverage
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
