@@ -8,9 +8,9 @@ __all__ = ["MODEL"]
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterator, Sequence
 
-    from unwind.machine import Instruction
+    from unwind.machine import Flow, Instruction
 
     # ("r", number, all 64 bits?) | ("m", base, displacement, bytes) | ("i", value)
     Operand = tuple[str, int, int, int]
@@ -394,6 +394,112 @@ def _begins(code: memoryview, vaddr: int) -> bool:
     return vaddr % 16 == 0 and re.search(_BEHIND + rb"\Z", code[:8], re.DOTALL) is not None
 
 
+# What a function may not look at before it has set it: rax, rbx, rbp, r11 to r15.
+_EMPTY = frozenset({RAX, RBX, RBP, 11, 12, 13, 14, 15})
+_FIRST = 8
+
+
+def _enters(instructions: Sequence[Instruction]) -> int:
+    """Whether a function may begin with these instructions: 0 no, 1 perhaps, 2 likely, 3 surely.
+
+    Landing pads and targets of jump tables use what the code before them left in registers and in
+    the frame; a function has nothing but its arguments.
+    """
+    written: set[int] = set()
+    saved = 0
+    for number, (_, _, mnemonic, text) in enumerate(instructions[:_FIRST]):
+        parts = text.split(", ") if text else []
+        if mnemonic == "endbr64" and number == 0:
+            saved = 2
+        elif mnemonic == "push" and text in _PUSHED:
+            saved += 1
+        elif mnemonic == "sub" and parts[0] == "rsp":
+            saved = max(saved, 1)
+        elif text == "rbp, rsp" and saved:
+            saved = 2
+            written.add(RBP)
+        elif _KINDS.get(mnemonic, "mov") not in ("mov", "lea", "padding"):
+            break
+        elif mnemonic != "push" and _reads_too_much(mnemonic, text, parts, written, saved):
+            return 0
+    return min(saved, 2) + 1
+
+
+def _reads_too_much(
+    mnemonic: str, text: str, parts: list[str], written: set[int], saved: int
+) -> bool:
+    """Whether an instruction uses what no caller gave; what it sets is added to `written`."""
+    if not saved and "[rsp + " in text:
+        return True
+    cleared = mnemonic in ("xor", "pxor", "sub") and len(set(parts)) == 1
+    moves = mnemonic[:3] in ("mov", "lea", "set") and parts[:1] != [] and parts[0][-1] != "]"
+    used = [] if cleared or text == "al, al" else parts[1:] if moves else parts
+    for part in used:
+        names = part.replace("[", " ").replace("]", " ").replace("*", " ").split()
+        numbers = {_REGISTERS[name][0] for name in names if name in _REGISTERS}
+        if numbers & _EMPTY - written:
+            return True
+    if parts and parts[0] in _REGISTERS:
+        written.add(_REGISTERS[parts[0]][0])
+    return False
+
+
+_PUSHED = frozenset({"rbx", "rbp", "r12", "r13", "r14", "r15"})
+_KINDS = {
+    **dict.fromkeys(("call", "bnd call", "notrack call"), "call"),
+    **dict.fromkeys(("jmp", "bnd jmp", "notrack jmp"), "jump"),
+    **dict.fromkeys([f"{p}{b}" for p in ("", "bnd ", "notrack ") for b in _BRANCHES], "branch"),
+    **dict.fromkeys(("ret", "bnd ret", "repz ret", "ud2", "hlt"), "end"),
+    **dict.fromkeys(("nop", "int3", "data16 nop"), "padding"),
+    "lea": "lea",
+    "mov": "mov",
+}
+
+
+def _survey(instructions: Sequence[Instruction], flow: Flow) -> None:
+    """Add what instructions tell of where control goes."""
+    kinds, behind, padded = _KINDS, flow.behind, flow.padded
+    for address, size, mnemonic, text in instructions:
+        kind = kinds.get(mnemonic)
+        if kind != "padding":
+            if behind:
+                if behind == 1 or padded:
+                    flow.leaders.append(address)
+                behind = 0
+            elif padded:
+                flow.behind_padding.append(address)
+            padded = False
+        if kind is None:
+            continue
+        if kind == "mov":
+            if text[-1] != "]" and text[0] == "e":  # an address of a program that is no PIE
+                number = text.rpartition(", ")[2]
+                if len(number) > 6 and number[:2] == "0x":
+                    flow.taken.setdefault(int(number, 16), address)
+            elif "*8 + 0x" in text and text[-1] == "]":
+                flow.tables.append((int(text.rpartition(" ")[2][:-1], 16), address))
+        elif kind == "padding":
+            padded = True
+        elif kind == "lea":
+            if "[rip " in text:
+                number = text.rpartition("[rip ")[2][:-1].replace(" ", "")
+                flow.taken.setdefault(address + size + int(number, 0), address)
+        elif kind == "end":
+            behind = 1
+        elif kind == "call":
+            behind = 2
+            if text[:2] == "0x" and int(text, 16) != address + size:
+                flow.calls.append((int(text, 16), address + size))
+        elif text[:2] == "0x":
+            flow.jumps.append((int(text, 16), address, kind == "branch"))
+            behind = int(kind == "jump")
+        else:
+            if "*8 + 0x" in text:
+                flow.tables.append((int(text.rpartition(" ")[2][:-1], 16), address))
+            behind = 1
+    flow.behind, flow.padded = behind, padded
+
+
 MODEL = CodeModel(
     capstone=("CS_ARCH_X86", ("CS_MODE_64",)),
     effect=_effect,
@@ -410,4 +516,6 @@ MODEL = CodeModel(
     jumps=_jumps,
     starts=_starts,
     begins=_begins,
+    survey=_survey,
+    enters=_enters,
 )

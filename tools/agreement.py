@@ -75,8 +75,8 @@ def compare(path: str, told: bool = True) -> Result:
     assert arch.code_model is not None, f"no code model for {arch.name}"
     model = arch.code_model()
     fdes = list(_fdes(image))
-    starts = _starts(image, fdes, model) if told else find_starts(image, model, untold=True)
-    functions = Functions(image, model, disassembler(model), starts)
+    starts = _starts(image, fdes, model) if told else None
+    functions = Functions(image, model, disassembler(model), starts, untold=not told)
     result = Result(path)
     judge = Judge(arch, model)
     stubs = [

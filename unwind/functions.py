@@ -10,6 +10,7 @@ from unwind.dwarf.cfi import Fde
 from unwind.elf import SHF
 from unwind.emulate import Table, emulate
 from unwind.machine import State
+from unwind.survey import survey
 from unwind.symtab import STT
 
 __all__ = ["Functions", "find_starts"]
@@ -47,10 +48,15 @@ class Functions:
         disassemble: Callable[[bytes, int], Sequence[Instruction]],
         starts: Iterable[int] | None = None,
         entered: Mapping[int, State] | None = None,
+        untold: bool = False,
     ):
         self.image = image
         self.model = model
-        self.starts = sorted(set(starts if starts is not None else find_starts(image, model)))
+        parts: set[int] = set()
+        if starts is None:
+            starts, parts = find(image, model, disassemble, untold)
+        self.starts = sorted({*starts, *parts})
+        self._cut = parts
         self.disassemble = disassemble
         self._told = entered or {}
         self._code = _code(image)
@@ -116,7 +122,7 @@ class Functions:
 
     def _is_part(self, table: Table) -> bool:
         """Whether what the code does shows that it is no function of its own."""
-        return table.odd > 0 or self._home(table) is not None
+        return table.start in self._cut or table.odd > 0 or self._home(table) is not None
 
     def _home(self, table: Table) -> State | None:
         """The state that a part returns to, where it jumps back as it was entered.
@@ -141,7 +147,10 @@ class Functions:
         known = self._parts.get(alone.start)
         if known is not None:
             return known
-        self._parts[alone.start] = alone  # what asks for it meanwhile is content with that
+        # What asks for it meanwhile learns nothing.
+        self._parts[alone.start] = Table(
+            self.model, alone.start, alone.end, (), (), 0, True, [], {}
+        )
         entries = self._entries(alone, lambda table: table)
         told, home = self._told.get(alone.start), self._home(alone)
         if told is not None:
@@ -150,8 +159,9 @@ class Functions:
             entries.setdefault(alone.start, State(home.registers, home.slots, home.guessed or 1))
         if entries:
             code = self._instructions(alone.start, alone.end)
-            found = emulate(self.model, code, entries, callable=False)
-            self._parts[alone.start] = found
+            self._parts[alone.start] = emulate(self.model, code, entries, callable=False)
+        else:
+            self._parts[alone.start] = alone
         return self._parts[alone.start]
 
     def _whole(self, alone: Table) -> Table:
@@ -206,6 +216,27 @@ class Functions:
         return [
             (sources[n], targets[n]) for n in range(first, last) if not start <= sources[n] < end
         ]
+
+
+def find(
+    image: Image,
+    model: CodeModel,
+    disassemble: Callable[[bytes, int], Sequence[Instruction]],
+    untold: bool = False,
+) -> tuple[set[int], set[int]]:
+    """Where functions of an image seem to start, and where parts of functions do."""
+    if model.survey is None:
+        return set(find_starts(image, model, untold)), set()
+    told = [] if untold else sorted(_told(image))
+    gaps = list(_gaps(image, told))
+    starts = {start for start, _ in told}
+    parts: set[int] = set()
+    if gaps:
+        data = [s.data for s in image.segments if not s.executable]
+        pointers = [pointer for each in data for pointer in _pointers(image, each)]
+        functions, parts = survey(image, model, disassemble, gaps, pointers)
+        starts |= functions
+    return starts, parts - starts
 
 
 def find_starts(image: Image, model: CodeModel, untold: bool = False) -> Iterator[int]:

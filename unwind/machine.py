@@ -16,13 +16,14 @@ __all__ = [
     "NO_CALLER",
     "RETURN_ADDRESS",
     "CodeModel",
+    "Flow",
     "Machine",
     "State",
 ]
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping
+    from collections.abc import Callable, Iterator, Mapping, Sequence
 
     from unwind.rules import Row
 
@@ -86,8 +87,27 @@ class CodeModel(Value):
     begins: Callable[[memoryview, int], bool] = lambda code, vaddr: False
     # The target of the direct call that some code ends with, before padding; None without one.
     last_call: Callable[[memoryview, int], int | None] = lambda code, end: None
+    # Add what instructions tell of where control goes.
+    survey: Callable[[Sequence[Instruction], Flow], None] | None = None
+    # Whether a function may begin with these instructions: 0 no, 1 perhaps, 2 likely, 3 surely.
+    enters: Callable[[Sequence[Instruction]], int] = lambda instructions: 1
     # Registers that carry the return address into code that stores them in place of its own.
     return_carriers: tuple[int, ...] = ()
+
+
+class Flow:
+    """Where control goes in some code, and which addresses it takes."""
+
+    def __init__(self) -> None:
+        self.calls: list[tuple[int, int]] = []  # target, and what follows the call
+        self.jumps: list[tuple[int, int, bool]] = []  # target, source, whether it is conditional
+        self.taken: dict[int, int] = {}  # addresses that come up, with a place where they do
+        self.tables: list[tuple[int, int]] = []  # of addresses to jump to, and the jump
+        # What follows that which does not go on, or a call and padding, and what padding alone.
+        self.leaders: list[int] = []
+        self.behind_padding: list[int] = []
+        self.behind = 0  # the last instruction did not go on: 1, or 2 if it may be a call
+        self.padded = False  # what came since was padding
 
 
 class Machine:
