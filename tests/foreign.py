@@ -57,8 +57,15 @@ class Target:
         return f"/usr/{self.triple}"
 
     def tool(self, name: str) -> str:
-        """A program of binutils or a compiler for this target."""
+        """A program of binutils or gcc for this target."""
         return f"{self.triple}-{name}"
+
+    def compiler(self, name: str) -> tuple[str, ...]:
+        """A compiler for this target, with the options that make it one."""
+        if name != "clang":
+            return (self.tool(name),)
+        # Its own assembler cannot subtract labels in a mips instruction.
+        return (name, f"--target={self.triple}", *["-fno-integrated-as"] * (not self.cfi))
 
 
 ARM64 = Target("arm64", "aarch64-linux-gnu", "qemu-aarch64-static", "aarch64", True)
@@ -107,6 +114,14 @@ def _cases(target: Target) -> Iterator[ForeignCase]:
     for level in ("-O0", "-O1", "-O2", "-O3", "-Os"):
         yield case(f"chain{level}", *CHAIN, flags=(level,))
         yield case(f"neither{level}", *CHAIN, flags=(level, *NEITHER[1:]), trust=("emulation",))
+        yield case(
+            f"neither{level}-stripped",
+            *CHAIN,
+            flags=(level, *NEITHER[1:]),
+            bare=("--strip-all",),
+            nameless=("*",),
+            trust=("emulation",),
+        )
         yield case(f"shapes{level}", "shapes.c", flags=(level,))
         yield case(
             f"shapes-neither{level}",
@@ -199,6 +214,9 @@ def _cases(target: Target) -> Iterator[ForeignCase]:
             nameless=("*",),
             trust=("trampoline", "emulation"),
         )
+    for mode in ("rules", "outermost"):
+        handwritten = ("handwritten.c", f"handwritten_{target.suffix}.S")
+        yield case(f"handwritten-{mode}", *handwritten, arguments=mode)
     yield case("stack-overflow", "overflow.c", flags=(*OMIT, *NO_PIE, "-DTRUTH_DEPTH=20000"))
     for flags, name in ((OMIT, ""), (NEITHER, "-neither")):
         trust = ("emulation",) * bool(name)
@@ -226,6 +244,16 @@ def _cases(target: Target) -> Iterator[ForeignCase]:
     for mode in ("thrown", "resumed", "abort"):
         yield case(f"noexcept-{mode}", "noexcept.cc", arguments=mode, compiler="g++")
     yield case("lambdas", "lambda.cc", compiler="g++")
+    for name, flags in (("", OMIT), ("-neither", NEITHER), ("-frame-pointers", FRAME_POINTERS)):
+        trust = ("emulation",) * bool(name)
+        for program in ("chain", "shapes", "noreturn", "abort"):
+            yield case(
+                f"{program}{name}-clang",
+                f"{program}.c",
+                compiler="clang",
+                flags=flags,
+                trust=trust,
+            )
     # -- libraries
     yield case(
         "dlopen",
@@ -246,6 +274,20 @@ def _cases(target: Target) -> Iterator[ForeignCase]:
         nameless=("*",),
         shows=(Show("readelf -SW {program}", r"\.pdr"),),
     )
+    for name, flags, bare in (
+        ("", OMIT, ()),
+        ("-stripped", OMIT, ("--strip-all",)),
+        ("-asynchronous", CFI, ()),
+        ("-debug-frame", DEBUG_FRAME, ()),
+        ("-static", (*OMIT, "-static"), ()),
+    ):
+        yield case(
+            f"mips16{name}",
+            *CHAIN,
+            flags=(*flags, "-mips16"),
+            bare=bare,
+            nameless=("*",) if bare else (),
+        )
     yield case("no-abicalls", *CHAIN, flags=(*OMIT, "-static", "-mno-abicalls", "-fno-pic"))
     yield case("xgot", *CHAIN, flags=(*OMIT, "-mxgot"))
 
@@ -264,14 +306,15 @@ SMALL = ("-DTRUTH_THREADS=32", "-DTRUTH_SETTLE=100000")
 def build(case: ForeignCase, directory: Path) -> Path:
     """Cross-compiles the case's program, and its libraries, into `directory`."""
     target = case.target
-    need(target.tool(case.compiler), target.qemu)
+    compiler, *options = target.compiler(case.compiler)
+    need(compiler, target.tool("gcc"), target.qemu)
     directory.mkdir(parents=True, exist_ok=True)
     for library in case.libraries:
         flags = (*OMIT, *SMALL, "-fPIC", "-shared", *library.flags)
         compile_c(target.tool("gcc"), flags, (library.source,), directory / library.name)
     executable = directory / "program"
-    flags = (*SMALL, *case.flags, "-pthread")
-    compile_c(target.tool(case.compiler), flags, case.sources, executable)
+    flags = (*options, *SMALL, *case.flags, "-pthread")
+    compile_c(compiler, flags, case.sources, executable)
     if case.bare:
         shutil.copy(executable, directory / "program.whole")
         subprocess.run([target.tool("objcopy"), *case.bare, executable], check=True)

@@ -108,6 +108,10 @@ def _cases(target: Target) -> Iterator[ForeignCase]:
     for name, mode in (("vdso", "direct"), ("vdso-through-libc", "libc")):
         yield case(name, "vdso.c", arguments=mode, trust=("emulation",))
     yield case("abort", "abort.c")
+    yield case("leader-gone", "leader.c")
+    for mode in ("rules", "outermost"):
+        handwritten = ("handwritten.c", f"handwritten_{target.suffix}.S")
+        yield case(f"handwritten-{mode}", *handwritten, arguments=mode)
     if target is ARM64:
         yield case("pac", *CHAIN, flags=(*OMIT, PAC))
         yield case("pac-b-key", *CHAIN, flags=(*OMIT, PAC_B))
@@ -156,7 +160,8 @@ def run(
     for name, program in programs.items():
         shutil.copy(program, sysroot / "programs" / name)
     libraries = Path(machine.target.sysroot) / "lib"
-    for pattern in ("ld*.so.1", "libc.so.6"):
+    # pthread_exit() loads the last.
+    for pattern in ("ld*.so.1", "libc.so.6", "libgcc_s.so.1"):
         for library in libraries.glob(pattern):
             shutil.copy(library, sysroot / "lib")
     kernel, busybox = download(machine, DOWNLOADS)
