@@ -113,7 +113,7 @@ class _Survey:
             looks = self.looks(vaddr) if aligned or vaddr in pointed else 0
             if vaddr in self.lows:
                 (parts if branches else functions).add(vaddr)
-            elif near and (branches or looks < 2):
+            elif near and looks < 2 + branches:
                 continue  # a label
             elif looks > branches or (looks and vaddr in pointed):
                 functions.add(vaddr)
