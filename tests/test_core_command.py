@@ -188,6 +188,18 @@ def test_explain_tells_what_was_refused_first(crashed: Crashes) -> None:
     assert "row      link_register: " in text
 
 
+def test_a_scan_finds_the_same_frames_where_nothing_else_may_answer(crashed: Crashes) -> None:
+    """Stale return addresses lie on the stack as well: the plausible ones are the right ones."""
+    crash = named(crashed, "frame-pointers")
+    [expected] = frames_of(printed(crash))
+    [found] = frames_of(printed(crash, "--methods", "cfi,trampoline,scan"))
+    assert [pc for pc, _ in found] == [pc for pc, _ in expected]
+    assert sum("[scan]" in rest for _, rest in found) > 20
+    without = printed(crash, "--methods", "cfi,trampoline")
+    assert "stack ends here" in without
+    assert "stack ends here" not in printed(crash, "--methods", "cfi,trampoline", "--scan")
+
+
 def test_cross_check_sets_the_sources_side_by_side(recursion: Crash) -> None:
     text = printed(recursion, "--cross-check", "-n", "6")
     assert len(re.findall(r"^ +cfi +CFA 0x[0-9a-f]+, caller 0x[0-9a-f]+$", text, re.M)) == 6

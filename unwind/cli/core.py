@@ -172,6 +172,7 @@ def _sources(options: Options, arch: Architecture) -> list[RowSource]:
     unknown = [name for name in names if name not in METHODS]
     if unknown:
         raise SourceError(f"--methods: no {unknown[0]!r}", hint=f"there are {', '.join(METHODS)}")
+    names += ["scan"] if options.scan and "scan" not in names else []
     return [METHODS[name](arch) for name in names]
 
 

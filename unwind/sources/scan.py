@@ -6,6 +6,7 @@ from unwind.errors import MemoryFault, UnwindError
 from unwind.frames import Trust
 from unwind.rules import CfaRegister, NoRow, Offset, Origin, Row, Undefined
 from unwind.sources.emulation import EmulationSource
+from unwind.step import Activation
 
 __all__ = ["ScanSource"]
 
@@ -40,6 +41,7 @@ class ScanSource:
         if sp is None:
             return NoRow("the stack pointer is not known")
         start = -(-sp // arch.word) * arch.word
+        likely: Row | None = None
         for address in range(start, start + arch.word * _MOST_WORDS, arch.word):
             try:
                 word = place.memory.read(address, arch.word)
@@ -50,9 +52,11 @@ class ScanSource:
             if not place.space.executable(pc):
                 continue
             found = self._row(place, address - sp, pointer, pc)
-            if found is not None:
+            # The code that comes to just this slot says more than a call that may have been.
+            if found is not None and found.origin.section == "code":
                 return found
-        return NoRow("no word above the stack pointer looks like a return address")
+            likely = likely or found
+        return likely or NoRow("no word above the stack pointer looks like a return address")
 
     def _row(self, place: Place, offset: int, pointer: int, pc: int) -> Row | None:
         """The row by the return address at `offset` from sp, None where it is no such."""
@@ -66,7 +70,7 @@ class ScanSource:
         target = arch.call_target(before, pc)
         if target is not None:
             return self._called(place, target, offset)
-        return self._bare(offset)
+        return self._bare(place, offset)
 
     def _called(self, place: Place, target: int, offset: int) -> Row | None:
         """The row for a slot behind a direct call of `target`."""
@@ -74,29 +78,39 @@ class ScanSource:
         if module is None or module.image is None:
             return None
         called = module.to_vaddr(target)
-        known = self.emulation.start_of(module.image, place.vaddr)
-        if known is not None and known != called:
-            # A call through a stub of the linkage table, of this module or another one.
-            stub = place.space.find(target) is not module
-            return self._bare(offset) if stub else None
+        start = self.emulation.start_of(module.image, place.vaddr)
+        if start is not None and start != called:
+            # Perhaps a call through a stub of the linkage table, which is no function's start.
+            return self._bare(place, offset) if self._is_stub(place, target) else None
         try:
             row = self.emulation.row_from(module.image, called, place.vaddr, place.called)
+            if row is not None and self._slot(row, place) == place.registers[self.arch.sp] + offset:
+                return row
         except UnwindError:
-            return None
-        slot = CfaRegister(self.arch.sp, offset + self.arch.word)
-        if row is not None and row.cfa == slot:
-            return row
-        return self._bare(offset) if known is not None else None
+            pass
+        return self._bare(place, offset) if start is not None else None
 
-    def _bare(self, offset: int) -> Row:
-        """A row that knows the return address and nothing else."""
+    def _is_stub(self, place: Place, target: int) -> bool:
+        there = place.space.find(target)
+        if there is None or there.image is None:
+            return False
+        vaddr = there.to_vaddr(target)
+        return self.emulation.start_of(there.image, vaddr) != vaddr
+
+    def _slot(self, row: Row, place: Place) -> int | None:
+        """The address of the return address that a row leads to."""
+        bias = place.module.bias if place.module is not None else 0
+        cfa = Activation(place.registers, place.memory, self.arch, bias).cfa(row)
+        match row.rules.get(row.return_address):
+            case Offset(n=n):
+                return cfa + n
+        return None
+
+    def _bare(self, place: Place, offset: int) -> Row:
+        """A row that knows the return address and the stack pointer, and has lost the rest."""
         arch = self.arch
-        rules = {
-            number: Undefined()
-            for number in arch.names
-            if number not in arch.defaults and number < 4096 and number != arch.pc
-        }
+        lost = {n: Undefined() for n in place.registers if n not in (arch.sp, arch.pc)}
         cfa = CfaRegister(arch.sp, offset + arch.word)
         column = arch.entry_row.return_address
         origin = Origin("stack", note="found by scanning the stack")
-        return Row(0, 0, cfa, {**rules, column: Offset(-arch.word)}, column, origin)
+        return Row(0, 0, cfa, {**lost, column: Offset(-arch.word)}, column, origin)
