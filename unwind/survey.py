@@ -31,6 +31,7 @@ _PIECE = 1 << 18
 _MOST_ENTRIES = 2048  # of a jump table
 _ALIGNED = 16
 _LOOKED_AT = 32  # bytes of what may be a function
+_ENTRY = 64  # bytes of start-up code
 
 
 def survey(
@@ -89,7 +90,8 @@ class _Survey:
         jumps = sorted(jump for jump in [*flow.jumps, *self.tables()] if self.begins(jump[0]))
         targets = [jump[0] for jump in jumps]
         called = {vaddr for vaddr, _ in flow.calls if self.begins(vaddr)}
-        called |= {vaddr for vaddr in (self.image.elf.header.entry,) if self.begins(vaddr)}
+        entry = self.image.elf.header.entry
+        called |= {vaddr for vaddr in (entry, *self.taken_at(entry)) if self.begins(vaddr)}
         pointed = {*pointers, *flow.taken}
         leaders = {*self.lows, *flow.leaders}
         never = {vaddr for vaddr, end in flow.calls if end in called}  # they do not return
@@ -120,6 +122,17 @@ class _Survey:
             elif sources:
                 parts.add(vaddr)
         return functions, parts
+
+    def taken_at(self, vaddr: int) -> Iterable[int]:
+        """What some code takes the addresses of: where the program is entered, it is main's.
+
+        C start-up files have CFI or symbols when nothing else has, and so are not looked through.
+        """
+        code = bytes(self.image.at(vaddr, _ENTRY))
+        flow = Flow()
+        assert self.model.survey is not None
+        self.model.survey(self.disassemble(code, vaddr), flow)
+        return flow.taken
 
     def looks(self, vaddr: int) -> int:
         """How much like the beginning of a function code looks: 0, 1 or 2."""
