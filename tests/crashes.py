@@ -423,11 +423,8 @@ CASES: tuple[Case, ...] = (
             trust=("emulation",),
             gdb=GUESSES,
         )
-        for name, levels, finish, nameless in (
-            ("", ("-O0", "-O1", "-O2", "-O3", "-Os"), (), ()),
-            ("-stripped", ("-O2", "-O3"), (strip,), ("*",)),
-        )
-        for level in levels
+        for name, finish, nameless in (("", (), ()), ("-stripped", (strip,), ("*",)))
+        for level in ("-O0", "-O1", "-O2", "-O3", "-Os")
     ),
     Case("neither-shapes", ("shapes.c",), flags=NEITHER, trust=("emulation",), gdb=GUESSES),
     Case(

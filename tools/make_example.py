@@ -74,8 +74,8 @@ def elsewhere(source: Path, arch: str) -> bytes:
         subprocess.run([compiler, *flags, "-o", program, source], check=True)
         left = kernel.run(machine, {source.stem: program}, {source.stem: ()}, sysroot)
         core.write_bytes(left[source.stem].core)
-        unwind = [sys.executable, "-m", "unwind.cli.core", "--json", "--sysroot", sysroot, core]
-        document = json.loads(subprocess.check_output(unwind))
+        command = [sys.executable, "-m", "unwind.cli.core", "--json"]
+        document = json.loads(subprocess.check_output([*command, "--sysroot", sysroot, core]))
         members = {"core": core.read_bytes()}
         for module in document["modules"]:
             if module["file"]:
