@@ -323,7 +323,7 @@ _HANDLERS: dict[str, Callable[[Machine, Instruction], bool | None]] = {
     "add": _arithmetic(1),
     "sub": _arithmetic(-1),
     "and": _and,
-    **dict.fromkeys(("or", "lock or", "lock add", "lock sub"), _or),
+    **dict.fromkeys(("or", "xor", "lock or", "lock add", "lock sub"), _or),
     "leave": _leave,
     "enter": _enter,
     "xchg": _xchg,

@@ -406,7 +406,7 @@ def _row(state: State, model: CodeModel, function: int, called: bool) -> Row | N
     for register in model.saved:
         kept = state.registers.get(register) == (register, 0)
         saved = where.get(register)
-        if saved is not None and (model.keeps_slots or not kept):
+        if saved is not None and (not kept or (model.keeps_slots and saved[0] == CFA)):
             rule = _saved_at(saved, state)
             rules[register] = rule if rule is not None else Undefined()
         elif not kept:

@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 _PIECE = 1 << 18
 _MOST_ENTRIES = 2048  # of a jump table
 _ALIGNED = 16
+_LONGEST = 1 << 16  # bytes of a function
 _LOOKED_AT = 32  # bytes of what may be a function
 _ENTRY = 64  # bytes of start-up code
 
@@ -109,15 +110,17 @@ class _Survey:
             at = bisect_right(known, vaddr)
             low, high = known[at - 1] if at else 0, known[at] if at < len(known) else 1 << 64
             sources = jumps[bisect_left(targets, vaddr) : bisect_right(targets, vaddr)]
-            near = any(low <= source < high for _, source, _ in sources)
+            far = [source for _, source, _ in sources if not low <= source < high]
+            shared = bool(far) and max(far) - min(far) > _LONGEST  # by several functions
+            near = len(far) < len(sources)
             branches = any(conditional for _, _, conditional in sources)
             aligned = vaddr % _ALIGNED == 0
             looks = self.looks(vaddr) if aligned or vaddr in pointed else 0
             if vaddr in self.lows:
                 (parts if branches else functions).add(vaddr)
-            elif near and looks < 2 + branches:
+            elif near and (branches or looks < 2) and not (looks and shared):
                 continue  # a label
-            elif looks > branches or (looks and vaddr in pointed):
+            elif looks > branches or (looks and (vaddr in pointed or shared)):
                 functions.add(vaddr)
             elif sources:
                 parts.add(vaddr)
