@@ -213,6 +213,9 @@ class _Run:
                     break
                 machine.shared = True
                 self.behind.append(machine.state)
+            if machine.loop is not None:
+                self.moves(machine.loop, number)
+                machine.loop = None
             if machine.somewhere:
                 self.indirect.append((machine.state, machine.somewhere))
                 machine.somewhere, machine.shared = 0, True
