@@ -23,6 +23,8 @@ _LONGEST = 1 << 20
 
 # Less than that between two functions is padding.
 _GAP = 32
+# Where gaps are less than one in so many bytes, they alone are looked at.
+_FEW = 50
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -234,7 +236,20 @@ def find(
     if gaps:
         data = [s.data for s in image.segments if not s.executable]
         pointers = [pointer for each in data for pointer in _pointers(image, each)]
-        functions, parts = survey(image, model, disassemble, gaps, pointers)
+        code = sorted(_code(image), key=lambda piece: piece[0])
+        # Calls from functions that are known lead to those that are not.
+        much = _FEW * sum(len(gap) for _, gap in gaps) > sum(len(piece) for _, piece in code)
+        found = survey(image, model, disassemble, code if much else gaps, pointers)
+        lows = [low for low, _ in gaps]
+        functions, parts = (
+            {
+                vaddr
+                for vaddr in each
+                if (at := bisect_right(lows, vaddr) - 1) >= 0
+                and vaddr < lows[at] + len(gaps[at][1])
+            }
+            for each in found
+        )
         starts |= functions
     return starts, parts - starts
 

@@ -148,7 +148,8 @@ class _Survey:
         taken = [(vaddr, at) for vaddr, at in self.flow.taken.items() if not self.begins(vaddr)]
         limits = sorted({vaddr for vaddr, _ in taken} | {vaddr for vaddr, _ in self.flow.tables})
         order = "<" if self.image.elf.header.byteorder == "little" else ">"
-        for relative, tables in ((True, taken), (False, self.flow.tables)):
+        absolute = list(dict(self.flow.tables).items())  # one jump for each: there may be hundreds
+        for relative, tables in ((True, taken), (False, absolute)):
             for vaddr, source in tables:
                 at = bisect_right(limits, vaddr)
                 size = min([_MOST_ENTRIES, *(limit - vaddr for limit in limits[at : at + 1])])
