@@ -7,7 +7,7 @@ from unwind.rules import Row, Rule
 from unwind.signals import LINUX
 from unwind.values import Value
 
-__all__ = ["Architecture", "Layout", "Trampoline"]
+__all__ = ["Architecture", "Layout", "Trampoline", "pc_register"]
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -48,7 +48,8 @@ class Trampoline(Value):
     row: Row
 
 
-def _pc_register(arch: Architecture, registers: Mapping[int, int]) -> int:
+def pc_register(arch: Architecture, registers: Mapping[int, int]) -> int:
+    """Where the innermost frame is looked up: where its pc says, on most machines."""
     return registers[arch.pc]
 
 
@@ -108,7 +109,7 @@ class Architecture(Value):
     swapped_siginfo: bool = False  # si_code lies before si_errno
     code_model: Callable[[], CodeModel] | None = None  # what instructions do, loaded when needed
     # The pc to look up in the innermost frame.
-    innermost: Callable[[Architecture, Mapping[int, int]], int] = _pc_register
+    innermost: Callable[[Architecture, Mapping[int, int]], int] = pc_register
 
     def call_before(self, return_address: int) -> int:
         """An address within the call that returns to a return address as it lies in memory."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 
+from unwind.architecture import pc_register
 from unwind.errors import MemoryFault
 from unwind.frames import End, Trace, Trust
 from unwind.memory import view_of
@@ -63,10 +64,11 @@ class FastUnwinder:
         pc, sp = registers.get(arch.pc), registers.get(arch.sp)
         if pc is None or sp is None or sp % arch.word:
             return None
-        if arch.compressed_call_size:
-            pc = arch.code_address(pc)
-        if arch.innermost(arch, registers) != pc:
-            return None
+        if arch.innermost is not pc_register:
+            if arch.compressed_call_size:
+                pc = arch.code_address(pc)
+            if arch.innermost(arch, registers) != pc:
+                return None
         sp = arch.data_address(sp)
         view = view_of(snapshot.memory, sp) or self._view_above(snapshot)
         if view is None:
@@ -74,7 +76,8 @@ class FastUnwinder:
         start, data = view
         if start % arch.word:
             return None
-        data = data[: len(data) // arch.word * arch.word]
+        if len(data) % arch.word:
+            data = data[: len(data) // arch.word * arch.word]
         words = data.cast("Q") if arch.word == 8 else data.cast("I")
         if arch.byteorder != sys.byteorder:
             from array import array  # 0.8 ms, with the collections that it loads
@@ -144,9 +147,8 @@ class FastUnwinder:
         It finds return addresses as they lie in memory, and what is kept of steps goes by them.
         """
         arch, called, plain = self.exact.arch, steps.called.get, steps.plain
-        fp = registers.get(arch.fp)
         found = [pc]
-        restored = 0  # `fp` is the frame pointer of this frame
+        restored, fp = -1, None  # `fp` is the frame pointer of this frame, -1: not yet read
         step = steps.innermost.get(pc) or self._compile(steps, pc, called=False)
         if step == _IN_REGISTER:
             cfa += steps.leaves[pc]
@@ -169,6 +171,8 @@ class FastUnwinder:
                 if step != _ON_FRAME_POINTER:
                     usual = step == _OUTERMOST and len(found) <= self.exact.limit
                     return found if usual else None
+                if restored < 0:
+                    restored, fp = 0, registers.get(arch.fp)
                 fp = self._frame_pointer(steps, found, cfa, restored, fp, words)
                 if fp is None:
                     return None
