@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from unwind.dwarf.rows import row_at
+from unwind.dwarf.rows import row_at, rows
 from unwind.errors import FormatError, UnwindError
 from unwind.frames import Trust
 from unwind.rules import NoRow
@@ -12,10 +12,12 @@ __all__ = ["CfiSource"]
 # A row costs the reading of its FDE's program. Compilers write some hundred bytes; a stack of
 # many different places in programs of many thousands, which only malice writes, has its limit.
 _PLAIN, _BUDGET = 4096, 64 << 20
+_MOST_KEPT = 10_000  # FDEs whose rows are kept at once
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from unwind.architecture import Architecture, Trampoline
+    from unwind.dwarf.cfi import Fde, FrameSection
     from unwind.image import Image
     from unwind.rules import Row
     from unwind.snapshot import Place
@@ -34,6 +36,7 @@ class CfiSource:
         self.code_alignment = arch.code_alignment
         self.slot_moves_stack = arch.slot_moves_stack
         self._spent = 0
+        self._rows: dict[tuple[FrameSection, int], tuple[Row, ...]] = {}
 
     def row(self, place: Place) -> Row | NoRow:
         """The row of the FDE that covers the place; a broken FDE is a failed NoRow."""
@@ -71,10 +74,25 @@ class CfiSource:
             self._spent += max(0, len(fde.instructions) - _PLAIN)
             if self._spent > _BUDGET:
                 raise FormatError("too much CFI to read", section.name, fde.offset)
-            row = row_at(fde, vaddr, self.vendor_opcodes)
+            row = self._row_of(section, fde, vaddr)
             if row is not None:
                 return row
         return None
+
+    def _row_of(self, section: FrameSection, fde: Fde, vaddr: int) -> Row | None:
+        """The row of an FDE, whose rows are kept: a stack meets many calls of few functions."""
+        known = self._rows.get((section, fde.offset))
+        if known is None:
+            if len(fde.instructions) > _PLAIN:
+                return row_at(fde, vaddr, self.vendor_opcodes)
+            try:
+                known = tuple(rows(fde, self.vendor_opcodes))
+            except FormatError:  # what comes before the place may be good
+                return row_at(fde, vaddr, self.vendor_opcodes)
+            if len(self._rows) >= _MOST_KEPT:
+                self._rows.clear()
+            self._rows[section, fde.offset] = known
+        return next((row for row in known if row.start <= vaddr < row.end), None)
 
     def _objection(self, row: Row, image: Image, place: Place) -> str:
         """Why a row is not to be taken although it covers the place, "" if nothing speaks."""
