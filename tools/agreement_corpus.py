@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from multiprocessing import Pool
 from pathlib import Path
 
-from tools.agreement import Result, causes, compare
+from tools.agreement import KINDS, Result, causes, compare
 from tools.foreign_packages import fetch, fetch_source
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -63,12 +63,12 @@ def corpus(home: Path) -> Iterator[Group]:
     sources = programs(home / "sources")
     for arch, triple in TARGETS.items():
         for mode in MODES:
-            files = [
-                compiled(triple, mode, level, name, words, home)
-                for level in LEVELS
-                for name, words in sources.items()
-            ]
-            yield Group(f"{arch} {mode}, -O0 to -Os", files)
+            for level in LEVELS:
+                files = [
+                    compiled(triple, mode, level, name, words, home)
+                    for name, words in sources.items()
+                ]
+                yield Group(f"{arch} {mode} {level}", files)
 
 
 def programs(home: Path) -> dict[str, list[str]]:
@@ -123,22 +123,26 @@ def report(groups: list[Group]) -> Iterator[str]:
 
 
 def rows(results: dict[str, list[Result]]) -> Iterator[str]:
-    yield "| | call returns | all pcs |"
-    yield "| --- | --- | --- |"
+    """The lines of a table: the files of a group are taken together."""
+    yield f"| | call returns | all pcs | {' | '.join(KINDS)} |"
+    yield "| --- " * (3 + len(KINDS)) + "|"
     for name, found in results.items():
-        calls, places = sum(r.calls for r in found), sum(r.places.total() for r in found)
-        agreed_calls = sum(r.agreed_calls for r in found)
-        agreed = sum(r.agreed.total() for r in found)
-        least = ""
-        if len(found) > 1:
-            least = f"; the least {100 * min(r.share_of_calls for r in found):.2f} %"
-            least_all = f"; the least {100 * min(r.share for r in found):.2f} %"
-        else:
-            least_all = ""
-        yield (
-            f"| {name} | {100 * agreed_calls / calls:.2f} % of {calls:,}{least} "
-            f"| {100 * agreed / places:.2f} % of {places:,}{least_all} |"
+        calls = share(sum(r.agreed_calls for r in found), sum(r.calls for r in found), True)
+        every = share(
+            sum(r.agreed.total() for r in found), sum(r.places.total() for r in found), True
         )
+        kinds = [
+            share(sum(r.agreed[kind] for r in found), sum(r.places[kind] for r in found))
+            for kind in KINDS
+        ]
+        yield f"| {name} | {calls} | {every} | {' | '.join(kinds)} |"
+
+
+def share(agreed: int, places: int, counted: bool = False) -> str:
+    """A percentage, with what it is taken of; nothing of nothing."""
+    if not places:
+        return ""
+    return f"{100 * agreed / places:.2f} %" + (f" of {places:,}" if counted else "")
 
 
 def write(text: str) -> None:
