@@ -102,4 +102,6 @@ def test_memory_beyond_the_core_leaves_the_mapped_core_out(tmp_path: Path) -> No
     )
     command = bench.Command("reader", (sys.executable, "-c", code, str(file)))
     peak = bench.peak_memory(command, file)
-    assert peak.resident - peak.beyond >= 32 << 20
+    # No difference to the page: VmHWM comes from counters that lag by some pages (proc(5)), which
+    # once made it 4 KiB too small. The interpreter alone has a third of the file's size.
+    assert peak.beyond < 16 << 20 < 32 << 20 <= peak.resident
