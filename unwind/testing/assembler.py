@@ -249,13 +249,18 @@ def sleb(value: int) -> bytes:
 
 
 def assemble(
-    program: Iterable[Instruction],
+    program: Iterable[Instruction] | bytes,
     target: Target = Target(),
     place: int = 0,
     pointers: int = DW_EH_PE.absptr,
     function: int = 0,
 ) -> bytes:
-    """The bytes of a program that begins at vaddr `place`; the inverse of `decode`."""
+    """The bytes of a program that begins at vaddr `place`; the inverse of `decode`.
+
+    A program that is bytes already stays as it is, damaged as it may be.
+    """
+    if isinstance(program, bytes):
+        return program
     out = bytearray()
     for instruction in program:
         opcode = instruction.opcode
@@ -286,7 +291,7 @@ def assemble(
 class CIE:
     """A CIE as it is to be written. `address_size` and `segment_size` stand in version 4 only."""
 
-    program: Sequence[Instruction] = (def_cfa(RSP, 8), offset(RIP, 1))
+    program: Sequence[Instruction] | bytes = (def_cfa(RSP, 8), offset(RIP, 1))
     version: int = 1
     augmentation: str = "zR"
     code_align: int = 1
@@ -308,7 +313,7 @@ class FDE:
 
     start: int
     size: int
-    program: Sequence[Instruction] = ()
+    program: Sequence[Instruction] | bytes = ()
     cie: CIE = field(default_factory=CIE)
     lsda: int = 0
     segment: int = 0
