@@ -13,11 +13,12 @@ ARGS ?=
 TEST = .venv-test/bin/python
 SOURCES := $(shell find unwind/ arch transports bpf share -type f ! -name '*.pyc' 2>/dev/null)
 
-.PHONY: help demo test test-kernel lint oracle bench agreement docs packages clean
+.PHONY: help demo test test-kernel lint bench agreement docs packages clean
+.PHONY: oracle oracle-rows oracle-programs
 .DELETE_ON_ERROR:
 
 help:  ## this list
-	@awk -F ':.*## *' '/^[a-z-]+:.*## / { printf "make %-11s %s\n", $$1, $$2 }' Makefile
+	@awk -F ':.*## *' '/^[a-z-]+:.*## / { printf "make %-15s %s\n", $$1, $$2 }' Makefile
 
 demo: .venv/ready  ## install into .venv, crash a program (or take a core from examples/), unwind it
 	@sh examples/demo.sh .venv/bin/unwind-core
@@ -34,8 +35,13 @@ lint: .venv-test/ready  ## ruff and mypy, which `make test` runs as well
 	$(TEST) -m ruff format --check .
 	$(TEST) -m mypy --strict -p unwind
 
-oracle: packages .venv-test/ready  ## compare with other tools over the whole machine (long)
+oracle: oracle-rows oracle-programs  ## all of the oracles, one after another (long)
+
+oracle-rows: packages .venv-test/ready  ## rows and instructions against readelf, all of the machine
 	$(TEST) -m tools.oracle $(ARGS)
+
+oracle-programs: packages .venv-test/ready  ## random programs, crashed at random, on all processors
+	$(TEST) -m tools.programs $(ARGS)
 
 bench: packages .venv-test/ready .venv/ready  ## measure, and write the table of BENCHMARKS.md
 	$(TEST) -m tools.bench $(ARGS)

@@ -571,7 +571,11 @@ def build(case: Case, directory: Path) -> Path:
 
 def crash(case: Case, directory: Path) -> Crash:
     """Builds the case in `directory` and lets it crash."""
-    executable = build(case, directory)
+    return crash_built(case, build(case, directory), directory)
+
+
+def crash_built(case: Case, executable: Path, directory: Path) -> Crash:
+    """Lets the case's program crash; what it leaves behind lies in `directory`."""
     record = directory / "truth"
     command = [str(executable), *(word.format(directory=directory) for word in case.arguments)]
     environment = {**os.environ, "UNWIND_TRUTH": str(record), "MALLOC_ARENA_MAX": "1"}

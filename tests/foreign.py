@@ -324,21 +324,25 @@ def build(case: ForeignCase, directory: Path) -> Path:
 def crash(case: Case, directory: Path) -> Crash:
     """Builds the case in `directory` and lets it crash under qemu-user."""
     assert isinstance(case, ForeignCase)
-    executable = build(case, directory)
+    return crash_built(case, build(case, directory), directory)
+
+
+def crash_built(case: ForeignCase, executable: Path, directory: Path) -> Crash:
+    """Lets the case's program crash; what it leaves behind lies in `directory`."""
     record, core = directory / "truth", directory / "core"
     words = [word.format(directory=directory) for word in case.arguments]
     # The size of the guest's stack lies in the core, used or not.
     command = [case.target.qemu, "-L", case.target.sysroot, "-s", "524288"]
     _dump([*command, str(executable), *words], record, core)
-    whole = directory / "program.whole"
+    whole = executable.with_name("program.whole")
     named = whole if whole.exists() else executable
     stacks = expected(record, named, case.libc, case.nameless, case.ends)
     stacks = without_isa_bits(case.target, stacks)
     options = (*case.options, "--sysroot", case.target.sysroot, "-e", str(executable))
     if "-static" in case.flags:
         options = case.options  # AT_EXECFN names it
-    case = replace(case, options=options)
-    return Crash(case, directory, executable, core, {stack.tid: stack for stack in stacks})
+    found = {stack.tid: stack for stack in stacks}
+    return Crash(replace(case, options=options), directory, executable, core, found)
 
 
 def without_isa_bits(target: Target, stacks: Iterable[Stack]) -> Iterator[Stack]:
