@@ -83,6 +83,9 @@ _PRSTATUS = Layout(
     pid=32,
 )
 
+# gdb 13 features/aarch64-core.xml: what `g` has without a target description.
+_GDB = Layout(size=264, width=8, offsets={n: 8 * n for n in range(PC + 1)})
+
 
 def _follows_call(before: bytes) -> bool:
     """Whether the bytes end in BL, BLR, or BLR with authentication.
@@ -142,7 +145,9 @@ ARCH = Architecture(
         # mov x8, #139; svc #0: in the vdso, in qemu-user's page, in musl, or on the stack.
         Trampoline("rt_sigreturn", bytes.fromhex("681180d2010000d4"), (0, 4), _SIGNAL_FRAME),
     ),
-    layouts={"linux.prstatus": _PRSTATUS},
+    layouts={"linux.prstatus": _PRSTATUS, "gdb": _GDB},
+    gdb_architectures=("aarch64",),
+    gdb_names={"cpsr": PSTATE},
     vendor_opcodes={
         0x2C: "AARCH64_negate_ra_state_with_pc",
         0x2D: "AARCH64_negate_ra_state",

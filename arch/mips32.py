@@ -58,6 +58,17 @@ _PRSTATUS = Layout(
     pid=24,
 )
 
+# gdb 13 mips-tdep.c, mips_generic_reg_names: what `g` has without a target description.
+_GDB_NAMES = "status lo hi badvaddr cause pc".split()
+_GDB = Layout(
+    size=152,
+    width=4,
+    offsets={
+        **{n: 4 * n for n in range(32)},
+        **{_NUMBERS[name]: 4 * n for n, name in enumerate(_GDB_NAMES, 32)},
+    },
+)
+
 _CAUSE_BD = 1 << 31  # the exception was taken in a branch delay slot; EPC points to the branch
 
 
@@ -222,7 +233,9 @@ def _arch(name: str, byteorder: ByteOrder) -> Architecture:
         code_mask=0xFFFF_FFFE,  # bit 0 tells that code is microMIPS or MIPS16
         data_mask=0xFFFF_FFFF,
         trampolines=_trampolines(byteorder),
-        layouts={"linux.prstatus": _PRSTATUS},
+        layouts={"linux.prstatus": _PRSTATUS, "gdb": _GDB},
+        gdb_architectures=("mips",),
+        gdb_names={f"r{n}": n for n in range(32)},
         call_window=8,
         follows_call=_follows_call(byteorder),
         follows_compressed_call=_follows_compressed_call(byteorder),

@@ -81,6 +81,18 @@ _PRSTATUS = Layout(
     pid=32,
 )
 
+# gdb 13 features/i386/64bit-core.xml: what `g` has without a target description.
+_GDB = Layout(
+    size=136,
+    width=8,
+    offsets={
+        _NUMBERS[name]: 8 * n
+        for n, name in enumerate(
+            "rax rbx rcx rdx rsi rdi rbp rsp r8 r9 r10 r11 r12 r13 r14 r15 rip".split()
+        )
+    },
+)
+
 
 def _follows_call(before: bytes) -> bool:
     """Whether the bytes end in `call rel32` or in any form of the near indirect `call r/m64`.
@@ -141,7 +153,9 @@ ARCH = Architecture(
         Trampoline("rt_sigreturn", bytes.fromhex("48c7c00f0000000f05"), (0, 7), _SIGNAL_FRAME),
         Trampoline("rt_sigreturn", bytes.fromhex("b80f0000000f05"), (0, 5), _SIGNAL_FRAME),
     ),
-    layouts={"linux.prstatus": _PRSTATUS},
+    layouts={"linux.prstatus": _PRSTATUS, "gdb": _GDB},
+    gdb_architectures=("i386:x86-64",),
+    gdb_names={"eflags": RFLAGS, "fs_base": FS_BASE, "gs_base": GS_BASE},
     vendor_opcodes={0x2D: "GNU_window_save"},
     call_window=7,
     follows_call=_follows_call,

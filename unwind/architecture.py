@@ -105,6 +105,8 @@ class Architecture(Value):
     rld_map_tags: tuple[int, ...] = ()  # dynamic tags that lead to r_debug, besides DT_DEBUG
     flags_mask: int = 0  # (e_flags & flags_mask) == flags_value, else another ABI
     flags_value: int = 0
+    gdb_architectures: tuple[str, ...] = ()  # as target descriptions name it, with or without :...
+    gdb_names: Mapping[str, int] = {}  # registers of gdb that `names` has otherwise
     signals: Mapping[int, str] = LINUX
     swapped_siginfo: bool = False  # si_code lies before si_errno
     code_model: Callable[[], CodeModel] | None = None  # what instructions do, loaded when needed

@@ -10,7 +10,7 @@ from unwind.mappings import Mapping
 from unwind.registers import Recorded
 from unwind.values import Value
 
-__all__ = ["CoreNotes", "ThreadNote", "read_notes"]
+__all__ = ["CoreNotes", "ThreadNote", "read_auxv", "read_notes", "read_siginfo"]
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -85,7 +85,7 @@ def read_notes(elf: Elf, arch: Architecture) -> CoreNotes:
         elif kind == _NT.SIGINFO:
             siginfo = siginfo or bytes(data)  # gdb writes one for each thread
         elif kind == _NT.AUXV:
-            notes.auxv = _auxv(data, arch)
+            notes.auxv = read_auxv(data, arch)
         elif kind == _NT.FILE:
             notes.files = _files(notes, data, arch)
     _check_records(notes, readers, arch)
@@ -156,25 +156,31 @@ def _signal(
     NT_PRSTATUS: such a process was not ended by one.
     """
     number = threads[0].signal if threads else 0
-    if siginfo is None or len(siginfo) < 12:
+    found = read_siginfo(siginfo, arch) if siginfo is not None else None
+    if found is None or (threads and found[0] != number):
         return (number, None, None) if number else None
+    return found
+
+
+def read_siginfo(data: bytes, arch: Architecture) -> tuple[int, int, int | None] | None:
+    """Number, code and, of a fault, address of a siginfo_t; None where it is cut short."""
+    if len(data) < 12:
+        return None
     order = arch.byteorder
-    first = int.from_bytes(siginfo[:4], order, signed=True)
-    if threads and first != number:
-        return (number, None, None) if number else None
+    number = int.from_bytes(data[:4], order, signed=True)
     at = 4 if arch.swapped_siginfo else 8
-    code = int.from_bytes(siginfo[at : at + 4], order, signed=True)
+    code = int.from_bytes(data[at : at + 4], order, signed=True)
     address = None
     # Linux v6.13 kernel/signal.c siginfo_layout(): only codes between SI_USER and SI_KERNEL
     # come with the fields of their signal.
-    if first in _FAULTS and 0 < code < _SI_KERNEL:
+    if number in _FAULTS and 0 < code < _SI_KERNEL:
         at = 16 if arch.word == 8 else 12
-        word = siginfo[at : at + arch.word]
+        word = data[at : at + arch.word]
         address = int.from_bytes(word, order) if len(word) == arch.word else None
-    return first, code, address
+    return number, code, address
 
 
-def _words(data: memoryview, arch: Architecture) -> tuple[int, ...]:
+def _words(data: bytes | memoryview, arch: Architecture) -> tuple[int, ...]:
     """The words of `data`, a rest at its end left out."""
     size = arch.word
     count = len(data) // size
@@ -182,7 +188,8 @@ def _words(data: memoryview, arch: Architecture) -> tuple[int, ...]:
     return Struct(f"{order}{count}{'Q' if size == 8 else 'I'}").unpack_from(data)
 
 
-def _auxv(data: memoryview, arch: Architecture) -> dict[int, int]:
+def read_auxv(data: bytes | memoryview, arch: Architecture) -> dict[int, int]:
+    """The auxiliary vector, up to its AT_NULL."""
     words = _words(data, arch)
     found: dict[int, int] = {}
     for key, value in zip(words[::2], words[1::2], strict=False):

@@ -16,11 +16,11 @@ from unwind.mappings import MOST_MODULES, Maker, same_as
 from unwind.modules import Module, State
 from unwind.values import Value
 
-__all__ = ["AT", "Discovery", "vdso"]
+__all__ = ["AT", "Discovery", "Link", "ranges_of", "vdso"]
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator, Mapping
+    from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
     from unwind.architecture import Architecture
     from unwind.files import Files
@@ -42,7 +42,7 @@ class AT:
     PHDR, PHENT, PHNUM, BASE, ENTRY, EXECFN, SYSINFO_EHDR = 3, 4, 5, 7, 9, 31, 33
 
 
-class _Link(Value):
+class Link(Value):
     """One entry of the dynamic linker's list (struct link_map of <link.h>)."""
 
     bias: int
@@ -55,7 +55,8 @@ class Discovery:
 
     `starts` are the addresses at which mappings begin. `executable` tells whether code may run
     at an address, None where that is unknown. The other parameters are those of `modules_of`;
-    `program` names the main program where AT_EXECFN does not.
+    `program` names the main program where AT_EXECFN does not. `links` is the dynamic linker's
+    list where the source tells it; else it is looked for in memory.
     """
 
     def __init__(
@@ -72,10 +73,12 @@ class Discovery:
         program: str = "",
         base: str = "",
         lacking: str = "memory does not hold it",
+        links: Sequence[Link] = (),
     ):
         self.arch, self.memory, self.auxv, self.files = arch, memory, auxv, files
         self.executable, self.lend, self.base = executable, lend, base
         self.program = program
+        self.links = links
         self.maker = Maker(memory, files, lacking)
         self.modules: list[Module] = []
         self._starts: list[int] = []  # of the modules' ranges, ascending
@@ -90,10 +93,10 @@ class Discovery:
     def run(self) -> list[Module]:
         """All modules that can be found, the known ones among them, by address."""
         main = self._main()
-        for link in self._links(main):
+        for link in self.links or self._links(main):
             self._add_link(link)
         for elf in self.loaded:
-            ranges = _ranges(elf, elf.bias)
+            ranges = ranges_of(elf, elf.bias)
             if ranges and not self._covered(ranges[0][0]):
                 self._add(_soname(elf) or f"[ELF image at {ranges[0][0]:#x}]", elf)
         return sorted(self.modules, key=lambda module: module.start)
@@ -114,7 +117,7 @@ class Discovery:
         )
         code = [segment.vaddr for segment in elf.segments if segment.executable]
         mapped = all(self.executable(vaddr + elf.bias & _MASK) is not False for vaddr in code)
-        program = header.type in (ET.EXEC, ET.DYN) and _ranges(elf, elf.bias) != ()
+        program = header.type in (ET.EXEC, ET.DYN) and ranges_of(elf, elf.bias) != ()
         return elf if ours and mapped and program else None
 
     def _main(self) -> Module | None:
@@ -128,7 +131,7 @@ class Discovery:
         if found is not None:
             return found
         for elf in self.loaded:
-            if any(low <= phdr < high for low, high in _ranges(elf, elf.bias)):
+            if any(low <= phdr < high for low, high in ranges_of(elf, elf.bias)):
                 return self._add(name, elf, main=True)
         return self._main_file(name, phdr)
 
@@ -162,14 +165,14 @@ class Discovery:
     def _add(self, name: str, elf: Elf, main: bool = False) -> Module:
         """The module of an image whose headers are in memory."""
         result = self.files.image(name, elf.build_id, main=main, check=same_as(elf), base=self.base)
-        ranges = _ranges(elf, elf.bias)
+        ranges = ranges_of(elf, elf.bias)
         return self._keep(self.maker.make(name, elf.bias, ranges, elf, result), result.image)
 
     def _add_file(self, name: str, bias: int, result: Found) -> Module | None:
         """The module of an image of which only the file is to be had."""
         if result.image is None:
             return None
-        ranges = _ranges(result.image.elf, bias)
+        ranges = ranges_of(result.image.elf, bias)
         if not ranges:
             return None
         return self._keep(self.maker.make(name, bias, ranges, None, result), result.image)
@@ -185,13 +188,14 @@ class Discovery:
             self.lend(module.to_pc(segment.vaddr), segment.data, segment.executable)
         return module
 
-    def _add_link(self, link: _Link) -> None:
+    def _add_link(self, link: Link) -> None:
         if self._covered(link.dynamic):
             return
-        for elf in self.loaded:
-            if elf.bias == link.bias and any(
-                low <= link.dynamic < high for low, high in _ranges(elf, elf.bias)
-            ):
+        # Where a source has no list of mappings: a library's header lies at its bias as a rule.
+        known = (elf for elf in self.loaded if elf.bias == link.bias)
+        elf = next(known, None) or self._header(link.bias)
+        if elf is not None and elf.bias == link.bias:
+            if any(low <= link.dynamic < high for low, high in ranges_of(elf, elf.bias)):
                 self._add(link.name, elf)
                 return
 
@@ -211,7 +215,7 @@ class Discovery:
         at = bisect_right(self._starts, address) - 1
         return at >= 0 and address < self._ends[at]
 
-    def _links(self, main: Module | None) -> Iterator[_Link]:
+    def _links(self, main: Module | None) -> Iterator[Link]:
         """The dynamic linker's lists, one for each of its namespaces."""
         word = self.arch.word
         seen: set[int] = set()
@@ -223,7 +227,7 @@ class Discovery:
                 seen.add(at)
                 bias, name, dynamic, following = [self._word(at + n * word) for n in range(4)]
                 if dynamic:
-                    yield _Link(bias, self._string(name), dynamic)
+                    yield Link(bias, self._string(name), dynamic)
                 at = following
             # glibc 2.35 <link.h>: r_debug_extended, from version 2 on
             version = self._word(debug, 4)
@@ -293,7 +297,7 @@ def vdso(memory: Memory, address: int, files: Files, lacking: str) -> Module | N
         elf = Elf.from_memory(memory, address, "[vdso]")
     except FormatError:
         elf = None
-    ranges = _ranges(elf, elf.bias) if elf is not None else ()
+    ranges = ranges_of(elf, elf.bias) if elf is not None else ()
     nothing = Found(None, None, State.MISSING)
     ranges = ranges or ((address, address + _PAGE),)
     return Maker(memory, files, lacking).make("[vdso]", address, ranges, elf, nothing)
@@ -303,7 +307,7 @@ def _holds(module: Module, address: int) -> bool:
     return any(start <= address < end for start, end in module.ranges)
 
 
-def _ranges(elf: Elf, bias: int) -> tuple[tuple[int, int], ...]:
+def ranges_of(elf: Elf, bias: int) -> tuple[tuple[int, int], ...]:
     """The (start, end) of the pages that an image's segments take, touching ones as one."""
     found: list[tuple[int, int]] = []
     pages = sorted(
