@@ -475,7 +475,10 @@ class Section:
                 if fde.lsda:
                     data = target.pointer(fde.lsda, cie.lsda_encoding, at, fde.start)
                 elif cie.lsda_encoding != DW_EH_PE.omit:
-                    data = bytes(len(target.pointer(0, cie.lsda_encoding & 0x0F, at)))
+                    # None: a stored 0, whatever it would be relative to.
+                    is_aligned = cie.lsda_encoding & 0x70 == DW_EH_PE.aligned
+                    encoding = cie.lsda_encoding & (0x7F if is_aligned else 0x0F)
+                    data = bytes(len(target.pointer(0, encoding, at)))
             out += uleb(len(data)) + data
         at = place + len(out)
         return bytes(out + assemble(fde.program, target, at, pointers, fde.start))

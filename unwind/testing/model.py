@@ -316,12 +316,16 @@ class _Section:
 
 def _entry(section: _Section, at: int, wide: bool, cursor: _Cursor) -> Cie | Fde:
     """The CIE or FDE at `at`; the cursor stands behind its length."""
+    cie_at = _cie_pointer(section, wide, cursor)
+    return _cie(section, at, cursor) if cie_at is None else _fde(section, at, cie_at, cursor)
+
+
+def _cie_pointer(section: _Section, wide: bool, cursor: _Cursor) -> int | None:
+    """The offset of an FDE's CIE; None for a CIE."""
     field = cursor.at
     if section.kind == "debug_frame":
         pointer = cursor.unsigned(8 if wide else 4)
-        if pointer == (0xFFFFFFFFFFFFFFFF if wide else 0xFFFFFFFF):
-            return _cie(section, at, cursor)
-        return _fde(section, at, pointer, cursor)
+        return None if pointer == (0xFFFFFFFFFFFFFFFF if wide else 0xFFFFFFFF) else pointer
     # LSB Core 5.0 §10.6.1 has a pointer of 4 bytes in 64-bit entries too, binutils one of 8.
     # One of 8 that leads back into the section is no accident.
     pointer = cursor.unsigned(4)
@@ -330,9 +334,7 @@ def _entry(section: _Section, at: int, wide: bool, cursor: _Cursor) -> Cie | Fde
         if whole <= field:
             pointer = whole
             cursor.unsigned(4)
-    if pointer == 0:
-        return _cie(section, at, cursor)
-    return _fde(section, at, field - pointer, cursor)
+    return field - pointer if pointer else None
 
 
 def _cie_at(section: _Section, at: int) -> Cie:
@@ -345,10 +347,10 @@ def _cie_at(section: _Section, at: int) -> Cie:
         length = cursor.unsigned(8)
     if cursor.at + length > len(section.data):
         raise Invalid(f"a CIE of {length} bytes at {at:#x}")
-    entry = _entry(section, at, wide, section.cursor(cursor.at, cursor.at + length))
-    if not isinstance(entry, Cie):
+    cursor = section.cursor(cursor.at, cursor.at + length)
+    if _cie_pointer(section, wide, cursor) is not None:
         raise Invalid(f"no CIE at {at:#x}")
-    return entry
+    return _cie(section, at, cursor)
 
 
 def _cie(section: _Section, at: int, cursor: _Cursor) -> Cie:
