@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from unwind.dwarf.cfi import Cie, Fde, Kind
     from unwind.elf import Elf, Section, Segment
     from unwind.pdr import Procedures
+    from unwind.protocols import Told
     from unwind.symtab import SymbolTable
 
 
@@ -27,7 +28,12 @@ class Image:
     Addresses are vaddrs. `debug` finds the separate debug file of an image: it is called at most
     once, and only when something is wanted that the image itself lacks. What is found is kept,
     and published by one assignment, so threads share an image without locks.
+
+    `told` is set where somebody knows what can be concluded from all of an image that is here
+    only in part.
     """
+
+    told: Told | None = None
 
     def __init__(
         self,
@@ -72,6 +78,10 @@ class Image:
                 raise MemoryFault(vaddr, size, f"not in {self.path or self.elf.path or 'image'}")
             found += more
         return found
+
+    def reach(self, vaddr: int) -> int:
+        """How many bytes the image has from `vaddr` to the end of its segment."""
+        return len(self.elf.at(vaddr))
 
     def executable(self, vaddr: int) -> bool:
         """Whether code may lie at `vaddr`."""

@@ -89,20 +89,25 @@ class Patch:
 
 
 class Recording:
-    """A memory that keeps what was read, in order: `reads` holds (address, bytes or None)."""
+    """A memory that keeps what was read, in order: `reads` holds (address, bytes or None).
 
-    __slots__ = ("memory", "reads")
+    `faults` holds the errors behind the Nones.
+    """
+
+    __slots__ = ("faults", "memory", "reads")
 
     def __init__(self, memory: Memory):
         self.memory = memory
         self.reads: list[tuple[int, bytes | None]] = []
+        self.faults: list[MemoryFault] = []
 
     def read(self, address: int, size: int) -> bytes:
         """The `size` bytes at `address`; a fault is recorded as None and raised again."""
         try:
             data = self.memory.read(address, size)
-        except MemoryFault:
+        except MemoryFault as fault:
             self.reads.append((address, None))
+            self.faults.append(fault)
             raise
         self.reads.append((address, data))
         return data

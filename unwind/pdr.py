@@ -7,7 +7,7 @@ not loaded, but strip keeps it.
 from __future__ import annotations
 
 from bisect import bisect_right
-from struct import iter_unpack
+from struct import Struct
 
 from unwind.elf import EM, SHT
 from unwind.errors import UnwindError
@@ -48,8 +48,8 @@ class Procedures:
     """The entries of one file by their addresses, which linkers have relocated to vaddrs."""
 
     def __init__(self, data: memoryview, byteorder: str):
-        form = "<IIiIiiii" if byteorder == "little" else ">IIiIiiii"
-        rows = sorted(iter_unpack(form, data[: len(data) // _SIZE * _SIZE]))
+        self._form = Struct("<IIiIiiii" if byteorder == "little" else ">IIiIiiii")
+        rows = sorted(self._form.iter_unpack(data[: len(data) // _SIZE * _SIZE]))
         self._rows = [row for row in rows if row[0] & -2]  # a discarded function has address 0
         self.starts = [row[0] & -2 for row in self._rows]
 
@@ -61,6 +61,11 @@ class Procedures:
         start, mask, offset, _, _, size, register, returned = self._rows[at]
         compressed = bool(start & _COMPRESSED)
         return Procedure(start & -2, mask, offset, size, register, returned, compressed)
+
+    def record(self, vaddr: int) -> bytes:
+        """The entry that `find` gives and the next one, as they lie in the section."""
+        at = bisect_right(self.starts, vaddr) - 1
+        return b"".join([self._form.pack(*row) for row in self._rows[max(at, 0) : at + 2]])
 
     def end(self, procedure: Procedure) -> int | None:
         """Where the next entry begins, None behind the last."""

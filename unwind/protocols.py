@@ -10,12 +10,22 @@ from typing import TYPE_CHECKING, Literal, Protocol
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from unwind import symtab
     from unwind.files import Files
     from unwind.image import Image
     from unwind.rules import NoRow, Row
     from unwind.snapshot import Place, Source
 
-__all__ = ["ByteOrder", "Memory", "RowSource", "Symbol", "Symbolizer", "Transport", "Writer"]
+__all__ = [
+    "ByteOrder",
+    "Memory",
+    "RowSource",
+    "Symbol",
+    "Symbolizer",
+    "Told",
+    "Transport",
+    "Writer",
+]
 
 ByteOrder = Literal["little", "big"]
 
@@ -50,6 +60,26 @@ class RowSource(Protocol):
 
     def row(self, place: Place) -> Row | NoRow:
         """The row in effect at `place`, or why there is none."""
+        ...
+
+
+class Told(Protocol):
+    """What was concluded from all of an image, for who has but a part of it."""
+
+    def row(self, vaddr: int, called: bool) -> Row | NoRow:
+        """What the analysis of the code says at `vaddr`."""
+        ...
+
+    def extent(self, vaddr: int) -> tuple[int, int] | None:
+        """Where the function around `vaddr` starts and ends, None where that is not known."""
+        ...
+
+    def row_from(self, start: int, vaddr: int, called: bool) -> Row | None:
+        """The row at `vaddr` of a function that is taken to begin at `start`."""
+        ...
+
+    def stub(self, vaddr: int) -> symtab.Symbol | None:
+        """The stub of a linkage table at `vaddr`, by the name of what it leads to."""
         ...
 
 

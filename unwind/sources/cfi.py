@@ -118,6 +118,6 @@ class CfiSource:
         vaddr = place.vaddr + self.call_size if place.called else place.vaddr
         for known in self.trampolines:
             for entry in (0,) if place.called else known.entries:
-                if image.at(vaddr - entry)[: len(known.pattern)] == known.pattern:
+                if image.at(vaddr - entry, len(known.pattern)) == known.pattern:
                     return known
         return None

@@ -46,16 +46,22 @@ class EmulationSource:
             return NoRow("no instruction can run here: a branch led here and nowhere else")
         if self._is_compressed(place):
             return NoRow("the code is microMIPS or MIPS16, which is not followed")
-        functions = self._functions_of(place.image)
+        return self.row_at(place.image, place.vaddr, place.called)
+
+    def row_at(self, image: Image, vaddr: int, called: bool) -> Row | NoRow:
+        """As `row`, for code that can be followed."""
+        if image.told is not None:
+            return image.told.row(vaddr, called)
+        functions = self._functions_of(image)
         if functions is None:
             return NoRow(self._lacking)
         try:
-            table = functions.table(place.vaddr)
+            table = functions.table(vaddr)
         except UnwindError as error:
             return NoRow(str(error))
         if table is None:
-            return NoRow(f"where the function around {place.vaddr:#x} starts is not known")
-        row = table.row(place.vaddr, place.called)
+            return NoRow(f"where the function around {vaddr:#x} starts is not known")
+        row = table.row(vaddr, called)
         if row is None:
             return NoRow(f"the code from {table.start:#x} on does not tell where the CFA is")
         return row
@@ -75,12 +81,20 @@ class EmulationSource:
 
     def start_of(self, image: Image, vaddr: int) -> int | None:
         """Where the function around `vaddr` starts, None where nobody knows."""
+        found = self.extent(image, vaddr)
+        return found[0] if found is not None else None
+
+    def extent(self, image: Image, vaddr: int) -> tuple[int, int] | None:
+        """Where the function around `vaddr` starts and ends, None where nobody knows."""
+        if image.told is not None:
+            return image.told.extent(vaddr)
         functions = self._functions_of(image)
-        bounds = functions.bounds(vaddr) if functions is not None else None
-        return bounds[0] if bounds is not None else None
+        return functions.bounds(vaddr) if functions is not None else None
 
     def row_from(self, image: Image, start: int, vaddr: int, called: bool) -> Row | None:
         """The row at `vaddr` of a function that is taken to begin at `start`."""
+        if image.told is not None:
+            return image.told.row_from(start, vaddr, called)
         functions = self._functions_of(image)
         if functions is None or not start <= vaddr < start + _LONGEST:
             return None

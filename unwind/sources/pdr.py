@@ -97,7 +97,7 @@ class PdrSource:
         Not every function has an entry, glibc's __start for one.
         """
         symbol = image.symbols.find(vaddr)
-        ends = [procedure.start + len(image.at(procedure.start)), limit, image.elf.header.entry]
+        ends = [procedure.start + image.reach(procedure.start), limit, image.elf.header.entry]
         ends.append(symbol.vaddr if symbol is not None else None)
         return min(end for end in ends if end is not None and end > procedure.start)
 

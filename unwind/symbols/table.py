@@ -21,6 +21,8 @@ class TableSymbolizer:
         A table that cannot be read gives no names; `image.symbols.problems` says why.
         """
         found = image.symbols.find(vaddr)
+        if found is None and image.told is not None:
+            return image.told.stub(vaddr)
         if found is None and image.elf.section(".plt") is not None:
             from unwind.symbols.plt import plt_symbol
 
