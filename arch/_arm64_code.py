@@ -8,7 +8,7 @@ __all__ = ["MODEL"]
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterable, Iterator
 
     from unwind.machine import Instruction, Symbolic
 
@@ -346,15 +346,18 @@ def _jumps(code: memoryview, vaddr: int) -> Iterator[tuple[int, int]]:
         yield here + _displacement(word, bits), here
 
 
-def _last_call(code: memoryview, end: int) -> int | None:
-    """The target of the BL that some code ends with, before NOPs."""
-    for at in range(len(code) - 4, max(len(code) - 64, 0), -4):
-        word = int.from_bytes(code[at : at + 4], "little")
-        if word & 0xFC00_0000 == 0x9400_0000:
-            return end - len(code) + at + _displacement(word, 26)
-        if word not in (0, 0xD503_201F):
-            return None
-    return None
+def _last_calls(code: memoryview, vaddr: int, ends: Iterable[int]) -> set[int]:
+    """Where the BLs lead that stand before some ends, or before NOPs there."""
+    found = set()
+    for end in ends:
+        for at in range(end - vaddr - 4, max(end - vaddr - _PADDED, -1), -4):
+            if code[at + 3] & 0xFC == 0x94:  # looked at first: it is no word in most places
+                word = int.from_bytes(code[at : at + 4], "little")
+                found.add(vaddr + at + _displacement(word, 26))
+                break
+            if int.from_bytes(code[at : at + 4], "little") not in _PADDING:
+                break
+    return found
 
 
 def _starts(code: memoryview, vaddr: int) -> Iterator[int]:
@@ -439,6 +442,7 @@ def _ends(word: int) -> bool:
 
 
 _PADDING = (0, 0xD503_201F)  # udf, nop
+_PADDED = 64  # bytes of padding that are looked through
 
 
 def _words(code: memoryview, last: bytes) -> Iterator[tuple[int, int]]:
@@ -482,5 +486,5 @@ MODEL = CodeModel(
     jumps=_jumps,
     starts=_starts,
     begins=_begins,
-    last_call=_last_call,
+    last_calls=_last_calls,
 )

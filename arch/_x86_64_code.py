@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from struct import Struct
+
 from unwind.machine import CFA, CONSTANT, RETURN_ADDRESS, CodeModel, Machine
 
 __all__ = ["MODEL"]
@@ -347,15 +349,14 @@ _READERS = frozenset("test nop endbr64 bt prefetcht0 prefetchw pause cmpxchg".sp
 
 
 def _jumps(code: memoryview, vaddr: int) -> Iterator[tuple[int, int]]:
-    """What may be `jmp rel32` (E9) or `jcc rel32` (0F 80-8F)."""
+    """What may be `jmp rel32` (E9) or `jcc rel32` (0F 80-8F), no further than 64 MiB."""
     import re
 
-    end = len(code) - 4
-    for match in re.finditer(rb"\xe9|\x0f[\x80-\x8f]", code):
+    data, distance = bytes(code), Struct("<i").unpack_from
+    pattern = rb"(?:\xe9|\x0f[\x80-\x8f])(?=...[\x00-\x03\xfc-\xff])"
+    for match in re.finditer(pattern, data, re.DOTALL):
         at = match.end()
-        if at <= end:
-            offset = int.from_bytes(code[at : at + 4], "little", signed=True)
-            yield vaddr + at + 4 + offset, vaddr + match.start()
+        yield vaddr + at + 4 + distance(data, at)[0], vaddr + match.start()
 
 
 # What ends before a function, in bytes: ret, int3, nop and jmp rel8 or rel32 are told by theirs;
@@ -407,29 +408,32 @@ def _enters(instructions: Sequence[Instruction]) -> int:
     """
     written: set[int] = set()
     saved = 0
+    moved = False  # what lies on the stack is its own
     for number, (_, _, mnemonic, text) in enumerate(instructions[:_FIRST]):
         parts = text.split(", ") if text else []
         if mnemonic == "endbr64" and number == 0:
             saved = 2
-        elif mnemonic == "push" and text in _PUSHED:
-            saved += 1
+        elif mnemonic == "push":  # of rax: clang moves the stack pointer that way
+            saved += text in _PUSHED
+            moved = True
         elif mnemonic == "sub" and parts[0] == "rsp":
             saved = max(saved, 1)
+            moved = True
         elif text == "rbp, rsp" and saved:
             saved = 2
             written.add(RBP)
         elif _KINDS.get(mnemonic, "mov") not in ("mov", "lea", "padding"):
             break
-        elif mnemonic != "push" and _reads_too_much(mnemonic, text, parts, written, saved):
+        elif _reads_too_much(mnemonic, text, parts, written, moved):
             return 0
     return min(saved, 2) + 1
 
 
 def _reads_too_much(
-    mnemonic: str, text: str, parts: list[str], written: set[int], saved: int
+    mnemonic: str, text: str, parts: list[str], written: set[int], moved: bool
 ) -> bool:
     """Whether an instruction uses what no caller gave; what it sets is added to `written`."""
-    if not saved and "[rsp + " in text:
+    if not moved and "[rsp + " in text:
         return True
     cleared = mnemonic in ("xor", "pxor", "sub") and len(set(parts)) == 1
     moves = mnemonic[:3] in ("mov", "lea", "set") and parts[:1] != [] and parts[0][-1] != "]"
@@ -472,7 +476,7 @@ def _survey(instructions: Sequence[Instruction], flow: Flow) -> None:
         if kind is None:
             continue
         if kind == "mov":
-            if text[-1] != "]" and text[0] == "e":  # an address of a program that is no PIE
+            if text[-1] != "]" and ", 0x" in text:  # an address of a program that is no PIE
                 number = text.rpartition(", ")[2]
                 if len(number) > 6 and number[:2] == "0x":
                     flow.taken.setdefault(int(number, 16), address)

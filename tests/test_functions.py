@@ -15,10 +15,11 @@ from unwind.disassembly import disassembler
 from unwind.dwarf.cfi import Fde
 from unwind.dwarf.rows import rows
 from unwind.elf import Elf
-from unwind.functions import Functions, find
+from unwind.functions import Functions
 from unwind.image import Image
 from unwind.judge import Judge
 from unwind.rules import CfaRegister, Row
+from unwind.starts import Starts, find
 from unwind.symtab import STT
 
 R10 = 10
@@ -232,7 +233,8 @@ def test_most_of_the_c_library_agrees() -> None:
     if image.elf.machine_name().lower() != "x86_64" and image.elf.header.machine != 62:
         cannot(f"{path} is for another processor")
     fdes = [f for s in image.frame_sections for f in s.entries() if isinstance(f, Fde)]
-    functions = Functions(image, MODEL, disassembler(MODEL), [f.start for f in fdes])
+    starts = Starts(image, [f.start for f in fdes])
+    functions = Functions(image, MODEL, disassembler(MODEL), starts)
     judge = Judge(ARCH, MODEL)
     places = calls = agreed = agreed_calls = 0
     for fde in fdes[::8]:

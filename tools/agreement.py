@@ -24,12 +24,13 @@ from unwind.disassembly import disassembler
 from unwind.dwarf.cfi import Fde
 from unwind.dwarf.rows import rows
 from unwind.elf import Elf
-from unwind.functions import Functions, find_starts
+from unwind.functions import Functions
 from unwind.image import Image
 from unwind.judge import Judge
 from unwind.machine import CodeModel
 from unwind.registry import architecture
 from unwind.rules import CfaRegister, Row
+from unwind.starts import FoundStarts, Starts, find_starts
 
 KINDS = ("prologue", "body", "epilogue", "PLT")
 
@@ -75,8 +76,13 @@ def compare(path: str, told: bool = True) -> Result:
     assert arch.code_model is not None, f"no code model for {arch.name}"
     model = arch.code_model()
     fdes = list(_fdes(image))
-    starts = _starts(image, fdes, model) if told else None
-    functions = Functions(image, model, disassembler(model), starts, untold=not told)
+    disassemble = disassembler(model)
+    starts = (
+        Starts(image, _starts(image, fdes, model))
+        if told
+        else FoundStarts(image, model, disassemble, untold=True)
+    )
+    functions = Functions(image, model, disassemble, starts)
     result = Result(path)
     judge = Judge(arch, model)
     stubs = [

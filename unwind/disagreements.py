@@ -24,6 +24,7 @@ from unwind.functions import Functions
 from unwind.judge import Judge
 from unwind.machine import CFA, RETURN_ADDRESS, State
 from unwind.rules import CfaRegister, InRegister, Offset, SameValue
+from unwind.starts import Starts
 from unwind.values import Value
 
 __all__ = ["Disagreement", "disagreements"]
@@ -33,10 +34,9 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
 
     from unwind.architecture import Architecture
-    from unwind.disassembly import Disassemble
     from unwind.dwarf.cfi import FrameSection
     from unwind.image import Image
-    from unwind.machine import CodeModel, Symbolic
+    from unwind.machine import CodeModel, Disassemble, Symbolic
     from unwind.rules import Row
 
 
@@ -73,7 +73,7 @@ def disagreements(
         state = _entered(table[0], model)
         if state is not None:
             entered[fde.start] = state
-    functions = Functions(image, model, disassemble, starts, entered)
+    functions = Functions(image, model, disassemble, Starts(image, starts), entered)
     judge = Judge(arch, model)
     for fde, table in tables:
         if around is None or fde.start <= around < fde.end:

@@ -8,11 +8,7 @@ __all__ = ["disassembler"]
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
-    from unwind.machine import CodeModel, Instruction
-
-    Disassemble = Callable[[bytes, int], list[Instruction]]
+    from unwind.machine import CodeModel, Disassemble, Instruction
 
 
 def disassembler(model: CodeModel) -> Disassemble:

@@ -23,13 +23,14 @@ __all__ = [
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
     from unwind.rules import Row
 
     # A symbol and an offset from it. A register or slot without one holds nothing that is known.
     Symbolic = tuple[int, int]
     Instruction = tuple[int, int, str, str]  # address, size, mnemonic, operands
+    Disassemble = Callable[[bytes, int], Sequence[Instruction]]  # code and its vaddr in
 
 # Symbols. A register's number stands for what it held on entry; the stack pointers that were
 # aligned count down from ALIGNED, those that came from nobody knows where from LOST.
@@ -85,8 +86,9 @@ class CodeModel(Value):
     starts: Callable[[memoryview, int], Iterator[int]] = lambda code, vaddr: iter(())
     # Whether a function may begin at a vaddr; the code is given from 8 bytes before it on.
     begins: Callable[[memoryview, int], bool] = lambda code, vaddr: False
-    # The target of the direct call that some code ends with, before padding; None without one.
-    last_call: Callable[[memoryview, int], int | None] = lambda code, end: None
+    # The targets of the direct calls in some code at a vaddr that stand before some ends, or before
+    # padding there.
+    last_calls: Callable[[memoryview, int, Iterable[int]], set[int]] | None = None
     # Add what instructions tell of where control goes.
     survey: Callable[[Sequence[Instruction], Flow], None] | None = None
     # Whether a function may begin with these instructions: 0 no, 1 perhaps, 2 likely, 3 surely.

@@ -18,12 +18,11 @@ __all__ = ["survey"]
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Sequence
+    from collections.abc import Iterable, Sequence
 
     from unwind.image import Image
-    from unwind.machine import CodeModel, Instruction
+    from unwind.machine import CodeModel, Disassemble
 
-    Disassemble = Callable[[bytes, int], Sequence[Instruction]]
     Pieces = Sequence[tuple[int, memoryview]]
 
 # Disassembled at a time, in bytes: as objects the instructions are fifty times as large.

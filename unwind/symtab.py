@@ -61,6 +61,8 @@ _DEAD = -1  # as the end of a symbol that turned out to be none
 _NAMES_PLACES = bytes(
     (info & 15) not in (STT.SECTION, STT.FILE, STT.TLS) for info in range(256)
 )  # fmt: skip
+# Symbols of these kinds are where functions start. STT_NOTYPE is what assembler files leave.
+_CODE = frozenset({STT.FUNC, STT.GNU_IFUNC, STT.NOTYPE})
 _EVEN = frozenset({EM.MIPS, EM.ARM})  # where bit 0 of a symbol's value marks the code
 _ODD = bytes(value & 1 for value in range(256))
 _NONZERO = bytes(value != 0 for value in range(256))
@@ -192,6 +194,11 @@ class Table:
         number = int.from_bytes  # a byte a symbol: one operation on a long number serves them all
         chosen = number(kinds, "big") & (number(one, "big") | number(other, "big"))
         return chosen.to_bytes(len(kinds), "big")
+
+    def is_code(self, index: int) -> bool:
+        """Whether a function may start where it lies."""
+        kind = self.fields(index)[3] & 15
+        return kind in _CODE and (kind != STT.NOTYPE or self.named(index))
 
     def lookup(self, name: bytes) -> Symbol | None:
         """The defined symbol called `name`, of several the one with the strongest binding."""
@@ -334,6 +341,32 @@ class _Run:
                 return True
         return False
 
+    def code_around(self, vaddr: int) -> tuple[int, int, int]:
+        """As SymbolTable.code_around."""
+        index, table = self._indexed(), self.table
+        starts, ends, order = index.starts, index.ends, index.order
+        first = bisect_right(starts, vaddr)
+        at = first - 1
+        while at >= 0 and not table.is_code(order[at]):
+            at -= 1
+        below = starts[at] if at >= 0 else -1
+        reach = max(ends[bisect_left(starts, below) : at + 1], default=-1)
+        cover = index.rightmost(first, vaddr)
+        while cover >= 0 and not table.is_code(order[cover]):
+            cover = index.rightmost(cover, vaddr)
+        reach = max(reach, below, ends[cover] if cover >= 0 else -1)
+        at = first
+        while at < len(starts) and not table.is_code(order[at]):
+            at += 1
+        return below, reach, starts[at] if at < len(starts) else _BEYOND
+
+    def sized(self, low: int, high: int) -> list[int]:
+        """The starts in [low, high) of the symbols that have a size."""
+        index = self._indexed()
+        chosen = slice(bisect_left(index.starts, low), bisect_left(index.starts, high))
+        pairs = zip(index.starts[chosen], index.ends[chosen], strict=True)
+        return [start for start, end in pairs if end > start]
+
     def _at(self, index: _Index, place: int, low: int, high: int) -> list[int]:
         """The symbols up to `place` with its start, and an end of [low, high], in table order."""
         first = bisect_left(index.starts, index.starts[place])
@@ -383,6 +416,41 @@ class SymbolTable:
                 if found is not None:
                     return found
         return None
+
+    def code_around(self, vaddr: int) -> tuple[int, int, int]:
+        """Of symbols that may be functions: the last start up to `vaddr`, an end, the next start.
+
+        The end is that of a function around `vaddr`, or of the last one before. -1 stands for no
+        start, and what is beyond all addresses for no next one.
+        """
+        below, reach, above = -1, -1, _BEYOND
+        for run in self._runs():
+            start, end, behind = run.code_around(vaddr)
+            below, reach, above = max(below, start), max(reach, end), min(above, behind)
+        return below, reach, above
+
+    def code_extents(self) -> Iterator[tuple[int, int]]:
+        """Start and end of each symbol that may be a function, table by table."""
+        for run in self._runs():
+            table, low, high = run.table, run.low, run.high
+            starts, sizes = table.starts(low, high), table.sizes(low, high)
+            for at in compress(range(high - low), table.eligible(low, high)):
+                if table.is_code(low + at):
+                    yield starts[at], starts[at] + sizes[at]
+
+    def starts(self, low: int, high: int) -> Iterator[int]:
+        """The starts in [low, high) of the symbols that have a size."""
+        for run in self._runs():
+            yield from run.sized(low, high)
+
+    def _runs(self) -> list[_Run]:
+        """Those of the first group that has any: it holds what the later ones do."""
+        for number in range(len(self._makers)):
+            group = self._group(number)
+            runs = [run for run in group.globals + group.locals if run.low < run.high]
+            if runs:
+                return runs
+        return []
 
     def __iter__(self) -> Iterator[Symbol]:
         """All symbols that may name a place, table by table."""

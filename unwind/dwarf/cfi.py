@@ -175,6 +175,27 @@ class FrameSection:
             raise error
         return None
 
+    def around(self, vaddr: int) -> tuple[int, int, int] | None:
+        """Where the FDE that covers `vaddr` starts and ends, and twice the latter.
+
+        Where none does: where the last one before `vaddr` ended, twice, and where the next one
+        starts. None before the first and behind the last one. FormatError as in `find`.
+        """
+        fde = self.find(vaddr)
+        if fde is not None:
+            return fde.start, fde.end, fde.end
+        return self._index.gap(vaddr) if self._index is not None else None
+
+    def starts(self, low: int, high: int) -> list[int]:
+        """Where FDEs start, in [low, high); as the search table has it, where there is one."""
+        if self.search is not None and self.search.count:
+            return self.search.starts(low, high)
+        return [start for start, _ in self.extents() if low <= start < high]
+
+    def extents(self) -> Iterator[tuple[int, int]]:
+        """Start and end of each FDE that covers something, in the section's order."""
+        return ((start, end) for start, end, _ in self._extents())
+
     def entries(self) -> Iterator[Cie | Fde | Broken | Terminator]:
         """All entries in the section's order."""
         at = 0
@@ -478,6 +499,13 @@ class _Index:
         """The offset of the FDE that covers `vaddr`, or None."""
         at = bisect_right(self.starts, vaddr) - 1
         return self.owners[at] if at >= 0 else None
+
+    def gap(self, vaddr: int) -> tuple[int, int, int] | None:
+        """Around a vaddr that no FDE covers: the end of one, twice, and the start of the next."""
+        at = bisect_right(self.starts, vaddr)
+        if not 0 < at < len(self.starts):
+            return None
+        return self.starts[at - 1], self.starts[at - 1], self.starts[at]
 
 
 _NEVER = 1 << 128  # beyond any address

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from bisect import bisect_right
+from bisect import bisect_left, bisect_right
 
 from unwind.dwarf.constants import DW_EH_PE
 from unwind.dwarf.reader import Encoding, Reader
@@ -104,6 +104,18 @@ class SearchTable:
             return (self._pointer(2 * entry), self._pointer(2 * entry + 1)) if entry >= 0 else None
         except FormatError:
             return None
+
+    def starts(self, low: int, high: int) -> list[int]:
+        """The starts in [low, high), as far as the table is sorted."""
+        if self._numbers is None:
+            try:
+                return [start for start, _ in self.entries() if low <= start < high]
+            except FormatError:
+                return []
+        base, numbers = self._numbers
+        starts = numbers[::2]
+        first, last = bisect_left(starts, low - base), bisect_left(starts, high - base)
+        return [start + base & self._mask for start in starts[first:last]]
 
     def entries(self) -> Iterator[tuple[int, int]]:
         """The whole table as (start of the code, vaddr of its FDE); FormatError where it is bad."""

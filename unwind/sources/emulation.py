@@ -108,9 +108,12 @@ class EmulationSource:
                 return None
             from unwind.disassembly import disassembler
             from unwind.functions import Functions
+            from unwind.starts import FoundStarts
 
             try:
-                found = self._functions[image] = Functions(image, model, disassembler(model))
+                disassemble = disassembler(model)
+                starts = FoundStarts(image, model, disassemble)
+                found = self._functions[image] = Functions(image, model, disassemble, starts)
             except UnwindError as error:
                 self._lacking = str(error)
         return found

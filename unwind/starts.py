@@ -1,0 +1,268 @@
+"""Where functions start: an image in, the stretch of code around a vaddr that is one function out.
+
+Symbols, FDEs and .pdr tell, and for one place the nearest of them do: neither is made an object
+of each symbol nor is each FDE read before a frame can be shown. Where none of them reaches, the
+code itself tells, which takes a look at all of it.
+"""
+
+from __future__ import annotations
+
+import sys
+from array import array
+from bisect import bisect_left, bisect_right
+
+from unwind.elf import SHF
+from unwind.errors import UnwindError
+from unwind.survey import survey
+
+__all__ = ["FoundStarts", "Starts", "code_of", "find", "find_starts"]
+
+# No function is longer, in bytes: following a million instructions takes seconds.
+_LONGEST = 1 << 20
+
+# Less than that between two functions is padding.
+_GAP = 32
+# Where gaps are less than one in so many bytes, they alone are looked at.
+_FEW = 50
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator, Sequence
+
+    from unwind.image import Image
+    from unwind.machine import CodeModel, Disassemble
+
+
+class Starts:
+    """Starts that are known, `parts` among them: a part of a function, which nobody calls."""
+
+    def __init__(self, image: Image, starts: Iterable[int], parts: Iterable[int] = ()):
+        self._parts = frozenset(parts)
+        self._starts = sorted({*starts, *self._parts})
+        self._code = code_of(image)
+
+    def around(self, vaddr: int) -> tuple[int, int] | None:
+        """Where the function around `vaddr` starts and ends, None where none is near."""
+        at = bisect_right(self._starts, vaddr) - 1
+        if at < 0 or vaddr - self._starts[at] > _LONGEST:
+            return None
+        start = self._starts[at]
+        ends = (low + len(code) for low, code in self._code if low <= start < low + len(code))
+        limit = next(ends, start)
+        end = min([limit, start + _LONGEST, *self._starts[at + 1 : at + 2]])
+        return (start, end) if vaddr < end else None  # the next section may hold no start
+
+    def begins(self, vaddr: int) -> bool:
+        """Whether a function or a part of one begins there."""
+        found = self.around(vaddr)
+        return found is not None and found[0] == vaddr
+
+    def is_part(self, start: int) -> bool:
+        """Whether what begins there is known as a part of a function."""
+        return start in self._parts
+
+    def near(self, _vaddr: int, low: int, high: int) -> list[int]:
+        """The starts in [low, high), ascending, that are known as well as the one of `vaddr`."""
+        return self._starts[bisect_left(self._starts, low) : bisect_left(self._starts, high)]
+
+
+class FoundStarts(Starts):
+    """Starts that an image tells; `untold`: by its code alone."""
+
+    def __init__(
+        self, image: Image, model: CodeModel, disassemble: Disassemble, untold: bool = False
+    ):
+        self._image = image
+        self._code = code_of(image)
+        self._search = model, disassemble, untold
+        self._untold = untold
+        self._found: Starts | None = None
+
+    def around(self, vaddr: int) -> tuple[int, int] | None:
+        """Where the function around `vaddr` starts and ends, None where none is near."""
+        return self._told_around(vaddr) or self._all().around(vaddr)
+
+    def is_part(self, start: int) -> bool:
+        """Whether what begins there is known as a part of a function, if by gcc's name for it."""
+        if self._told_around(start) is None:
+            return self._all().is_part(start)
+        symbol = self._image.symbols.find(start)
+        return symbol is not None and symbol.vaddr == start and ".cold" in symbol.name
+
+    def near(self, vaddr: int, low: int, high: int) -> list[int]:
+        """The starts in [low, high), ascending, that are known as well as the one of `vaddr`."""
+        if self._told_around(vaddr) is None:
+            return self._all().near(vaddr, low, high)
+        found = set(self._image.symbols.starts(low, high))
+        if self._image.procedures is not None:
+            found |= {start for start in self._image.procedures.starts if low <= start < high}
+        for section in self._image.frame_sections:
+            found.update(section.starts(low, high))
+        return sorted(found)
+
+    def _all(self) -> Starts:
+        found = self._found
+        if found is None:
+            image = self._image
+            found = self._found = Starts(image, *find(image, *self._search))
+        return found
+
+    def _told_around(self, vaddr: int) -> tuple[int, int] | None:
+        """As `around`, where a function of known size reaches to `vaddr`, or to padding there."""
+        pieces = [(low, low + len(code)) for low, code in self._code]
+        low, high = next((piece for piece in pieces if piece[0] <= vaddr < piece[1]), (0, 0))
+        if self._untold or not high:
+            return None
+        below, reach, above = low - 1, low - 1, high
+        for start, end, behind in self._neighbours(vaddr):
+            below, reach, above = max(below, start), max(reach, end), min(above, behind)
+        if below < low or vaddr - below > _LONGEST:
+            return None
+        end = above if above - max(reach, below) < _GAP else reach
+        return (below, end) if vaddr < end else None
+
+    def _neighbours(self, vaddr: int) -> Iterator[tuple[int, int, int]]:
+        """By each that tells: the last start up to `vaddr`, its end, the next start."""
+        image = self._image
+        entry = image.elf.header.entry
+        yield (entry, entry, vaddr + _LONGEST) if entry <= vaddr else (-1, -1, entry)
+        yield image.symbols.code_around(vaddr)
+        if image.procedures is not None:
+            starts = image.procedures.starts
+            at = bisect_right(starts, vaddr)
+            if 0 < at < len(starts):
+                yield starts[at - 1], starts[at], starts[at]
+        for section in image.frame_sections:
+            try:
+                found = section.around(vaddr)
+            except UnwindError:  # the source of CFI says what is wrong with it
+                continue
+            if found is not None:
+                yield found
+
+
+def find(
+    image: Image, model: CodeModel, disassemble: Disassemble, untold: bool = False
+) -> tuple[set[int], set[int]]:
+    """Where functions of an image seem to start, and where parts of functions do."""
+    if model.survey is None:
+        return set(find_starts(image, model, untold)), set()
+    told = [] if untold else sorted(_told(image))
+    gaps = list(_gaps(image, told))
+    starts = {start for start, _ in told}
+    parts: set[int] = set()
+    if gaps:
+        data = [s.data for s in image.segments if not s.executable]
+        pointers = [pointer for each in data for pointer in _pointers(image, each)]
+        code = sorted(code_of(image), key=lambda piece: piece[0])
+        # Calls from functions that are known lead to those that are not.
+        much = _FEW * sum(len(gap) for _, gap in gaps) > sum(len(piece) for _, piece in code)
+        found = survey(image, model, disassemble, code if much else gaps, pointers)
+        lows = [low for low, _ in gaps]
+        functions, parts = (
+            {
+                vaddr
+                for vaddr in each
+                if (at := bisect_right(lows, vaddr) - 1) >= 0
+                and vaddr < lows[at] + len(gaps[at][1])
+            }
+            for each in found
+        )
+        starts |= functions
+        if told:  # where what is told ends, something else begins
+            starts |= set(lows) - parts
+    return starts, parts - starts
+
+
+def find_starts(image: Image, model: CodeModel, untold: bool = False) -> Iterator[int]:
+    """Where functions of an image seem to start; `untold`: judged by the code alone.
+
+    Symbols, FDEs and .pdr know, as far as they reach: of a stripped program they may tell only
+    what the C library's start-up files brought. Elsewhere the code tells by its direct calls, by
+    addresses of code that it takes or that lie in data, and by what begins like a function behind
+    a gap.
+    """
+    told = [] if untold else sorted(_told(image))
+    yield from (start for start, _ in told)
+    gaps = list(_gaps(image, told))
+    for low, code in gaps:
+        yield low
+        for start in model.starts(code, low):
+            if low <= start < low + len(code):
+                yield start
+    if not gaps:
+        return
+    lows = [low for low, _ in gaps]
+    for segment in image.segments:
+        if not segment.executable:
+            for pointer in _pointers(image, segment.data):
+                at = bisect_right(lows, pointer) - 1
+                # Jump tables hold addresses too, but of what is seldom aligned behind a gap.
+                if (
+                    at >= 0
+                    and pointer < lows[at] + len(gaps[at][1])
+                    and model.begins(image.at(pointer - 8), pointer)
+                ):
+                    yield pointer
+    entry = image.elf.header.entry
+    if image.executable(entry):
+        yield entry
+
+
+def _gaps(image: Image, told: Sequence[tuple[int, int]]) -> Iterator[tuple[int, memoryview]]:
+    """The code, ascending, that lies in no function of known size: (vaddr, code)."""
+    for low, code in sorted(code_of(image), key=lambda piece: piece[0]):
+        end = low + len(code)
+        at = low
+        first = bisect_left(told, (low, 0))
+        for start, stop in [*told[max(0, first - 1) :], (end, end)]:
+            if start >= end:
+                start = end
+            if start - at >= _GAP:
+                yield at, code[at - low : start - low]
+            at = max(at, stop)
+            if start == end:
+                break
+
+
+def code_of(image: Image) -> list[tuple[int, memoryview]]:
+    """Where code lies, and the code: (vaddr, bytes).
+
+    Segments hold other things too: some linkers put constants into the one with the code.
+    """
+    wanted = SHF.ALLOC | SHF.EXECINSTR
+    sections = [s for s in image.elf.sections if s.flags & wanted == wanted and s.vaddr]
+    if sections:
+        return [(s.vaddr, image.at(s.vaddr, s.size)) for s in sections]
+    return [(s.vaddr, s.data) for s in image.segments if s.executable]
+
+
+def _told(image: Image) -> Iterator[tuple[int, int]]:
+    """Starts and ends of functions; where only a start is known, it is both."""
+    ranges = [(s.vaddr, s.vaddr + s.memory_size) for s in image.segments if s.executable]
+    for start, end in image.symbols.code_extents():
+        if any(low <= start < high for low, high in ranges):
+            yield start, end
+    if image.procedures is not None:
+        starts = [start for start in image.procedures.starts if image.executable(start)]
+        yield from zip(starts, [*starts[1:], *starts[-1:]], strict=True)
+    for section in image.frame_sections:
+        for start, end in section.extents():
+            yield start, end
+            yield end, end
+
+
+def _pointers(image: Image, data: memoryview) -> Iterator[int]:
+    """The words of some data that may be addresses of functions.
+
+    Tables of functions hold them as they are, the relocations of a PIE as addends.
+    """
+    header = image.elf.header
+    word, code = (8, "Q") if header.elf_class == 64 else (4, "I")
+    words = array(code, bytes(data[: len(data) // word * word]))
+    if header.byteorder != sys.byteorder:
+        words.byteswap()
+    for segment in image.segments:
+        if segment.executable:
+            low, high = segment.vaddr, segment.vaddr + segment.memory_size
+            yield from {value for value in words if low <= value < high}
