@@ -75,7 +75,7 @@ def compare(path: str, told: bool = True) -> Result:
     arch = architecture(image.elf)
     assert arch.code_model is not None, f"no code model for {arch.name}"
     model = arch.code_model()
-    fdes = list(_fdes(image))
+    fdes = list(each_fde(image))
     disassemble = disassembler(model)
     starts = (
         Starts(image, _starts(image, fdes, model))
@@ -96,7 +96,7 @@ def compare(path: str, told: bool = True) -> Result:
     return result
 
 
-def _fdes(image: Image) -> Iterator[Fde]:
+def each_fde(image: Image) -> Iterator[Fde]:
     """The FDEs of all sections, one for each start: mips has C's in .debug_frame only."""
     seen = set()
     for section in image.frame_sections:

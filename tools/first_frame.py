@@ -1,0 +1,80 @@
+"""What the first frame by emulation costs: ELF files in, milliseconds out.
+
+    python -m tools.first_frame /usr/lib/x86_64-linux-gnu/libc.so.6
+
+A sample of the functions of up to 500 instructions is asked for a row, each in an image of which
+nothing is known yet but its header; then for another row of the same function. FDEs tell which
+functions there are, as symbols would; what is to be had from them is not. CPU time of this process,
+with capstone imported. `--untold` takes symbols and FDEs away: all of the code is looked through.
+"""
+
+from __future__ import annotations
+
+import argparse
+import random
+import sys
+from pathlib import Path
+from time import process_time
+
+from tools.agreement import each_fde
+from unwind.disassembly import disassembler
+from unwind.elf import Elf
+from unwind.functions import Functions
+from unwind.image import Image
+from unwind.machine import CodeModel
+from unwind.registry import architecture
+from unwind.starts import FoundStarts
+
+_LONGEST = 500  # instructions
+
+
+def main() -> int:
+    """Print a line for each file."""
+    parser = argparse.ArgumentParser(description="What the first frame by emulation costs.")
+    parser.add_argument("files", nargs="+", metavar="FILE")
+    parser.add_argument("--count", type=int, default=300, help="so many functions")
+    parser.add_argument("--untold", action="store_true", help="without the starts of functions")
+    options = parser.parse_args()
+    print(f"{'':24} {'median':>9} {'9 of 10':>9} {'most':>9}  {'again':>9}   (ms)")
+    for path in options.files:
+        first, again = measure(Path(path).read_bytes(), options.count, options.untold)
+        shown = [first[len(first) // 2], first[len(first) * 9 // 10], first[-1], again[-1]]
+        cells = "{:9.2f} {:9.2f} {:9.2f}  {:9.3f}".format(*(1e3 * time for time in shown))
+        print(f"{Path(path).name:24} {cells}   {len(first)} functions")
+    return 0
+
+
+def measure(data: bytes, count: int, untold: bool) -> tuple[list[float], list[float]]:
+    """Seconds for the first row of each function and for the next, both ascending."""
+    image = Image(Elf(data))
+    code_model = architecture(image.elf).code_model
+    if code_model is None:
+        raise SystemExit("no code model for this machine")
+    model = code_model()
+    starts = [fde.start for fde in each_fde(image) if fde.end - fde.start > 1]
+    chosen = random.Random(1).sample(starts, min(count, len(starts)))
+    times = [times for start in chosen if (times := _one(data, model, start, untold))]
+    return sorted(first for first, _ in times), sorted(again for _, again in times)
+
+
+def _one(data: bytes, model: CodeModel, start: int, untold: bool) -> tuple[float, float] | None:
+    """The time of a row near the start and of another one; None for a longer function."""
+    disassemble = disassembler(model)
+    image = Image(Elf(data))
+    began = process_time()
+    functions = Functions(image, model, disassemble, FoundStarts(image, model, disassemble, untold))
+    table = functions.table(start)
+    if table is not None:
+        table.row(start)
+    first = process_time() - began
+    table = functions.table(start + 1)
+    if table is not None:
+        table.row(start + 1)
+    again = process_time() - began - first
+    bounds = functions.bounds(start)
+    code = bytes(image.at(bounds[0], bounds[1] - bounds[0])) if bounds is not None else b""
+    return (first, again) if len(disassemble(code, start)) <= _LONGEST else None
+
+
+if __name__ == "__main__":
+    sys.exit(main())
