@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from unwind.files import Files
     from unwind.remote.client import StopReply, ThreadId
     from unwind.remote.documents import Description
+    from unwind.remote.packets import Connection
 
 _PAGE = 4096
 _DEFAULT_TIMEOUT = 10.0
@@ -326,7 +327,13 @@ class _RemoteTransport:
         Raises SourceError where nobody answers there or no target is left, FormatError for answers
         that make no sense, UnsupportedArchitecture for one that no file in arch/ describes.
         """
-        client = Client(connect(path, timeout))
+        return self.attach(connect(path, timeout), files, arch=arch, wait=wait)
+
+    def attach(
+        self, connection: Connection, files: Files, *, arch: str | None = None, wait: bool = False
+    ) -> RemoteSource:
+        """The target behind a connection that somebody has made; otherwise as `open`."""
+        client = Client(connection)
         stop = None
         try:
             client.begin()
@@ -334,12 +341,12 @@ class _RemoteTransport:
             if wait and not stop.ended:
                 stop = _run_on(client)
             if stop.ended:
-                raise SourceError(_ended(stop), path)
+                raise SourceError(_ended(stop), connection.where)
             return RemoteSource(client, stop, arch, files)
         except BaseException:
             if stop is not None and not stop.ended:
                 _let_go(client, [stop.thread.pid if stop.thread is not None else None])
-            client.connection.close()
+            connection.close()
             raise
 
 

@@ -193,9 +193,7 @@ def connect(address: str, timeout: float) -> Connection:
 
     try:
         if "/" in address:
-            line = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-            line.settimeout(timeout)
-            line.connect(address.removeprefix("unix:"))
+            line = _connected(address.removeprefix("unix:"), timeout)
         else:
             line = socket.create_connection(_host_and_port(address), timeout)
             # Each command waits for its reply: a delay to send more at once is only a delay.
@@ -204,6 +202,20 @@ def connect(address: str, timeout: float) -> Connection:
         hint = "is the stub there, and does no other debugger hold it?"
         raise SourceError(f"cannot connect: {_why(error)}", address, hint) from None
     return Connection(line, address, timeout)
+
+
+def _connected(path: str, timeout: float) -> socket:
+    """A connection to the socket at `path`."""
+    import socket
+
+    line = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    try:
+        line.settimeout(timeout)
+        line.connect(path)
+    except OSError:
+        line.close()
+        raise
+    return line
 
 
 def _host_and_port(address: str) -> tuple[str, int]:
