@@ -155,6 +155,34 @@ PROGRAMS = {
         .cfi_def_cfa %rsp, 8
         ret
     """,
+    "a_realigned_stack_that_grows_behind_a_branch": """
+        lea 8(%rsp), %r10
+        .cfi_def_cfa %r10, 0
+        and $-32, %rsp
+        push -8(%r10)
+        push %rbp
+        mov %rsp, %rbp
+        .cfi_escape 0x10, 6, 2, 0x76, 0         # rbp = [rbp]
+        push %r10
+        .cfi_escape 0x0f, 3, 0x76, 0x78, 6      # CFA = [rbp - 8]
+        sub $40, %rsp
+        call g
+        mov %rsp, %rdx
+1:      cmp %rdx, %rsp
+        je 2f
+        sub $4096, %rsp
+        orq $0, 4088(%rsp)
+        jmp 1b
+2:      sub %rax, %rsp
+        call g
+        mov -8(%rbp), %r10
+        .cfi_def_cfa %r10, 0
+        leave
+        .cfi_restore %rbp
+        lea -8(%r10), %rsp
+        .cfi_def_cfa %rsp, 8
+        ret
+    """,
     "a_call_that_is_popped": """
         call 1f
         up 8

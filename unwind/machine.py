@@ -127,7 +127,6 @@ class Machine:
         self.compared = (0, -1)  # what the stack pointer was compared with, and where that ends
         self.loop: int | None = None  # where a loop begins that moves the stack pointer
         self.odd = 0  # calls, returns and jumps with a stack that no function would leave so
-        self.aligned = ALIGNED
 
     def copy(self) -> State:
         """The state to change."""
@@ -172,10 +171,17 @@ class Machine:
 
     def align(self, register: int) -> None:
         """A register becomes a multiple of something: what it is relative to is not known."""
-        self.aligned -= 1
-        self.set(register, (self.aligned, 0))
+        self.set(register, (self._fresh(LOST, ALIGNED), 0))
 
     def lose(self, register: int) -> None:
         """A register becomes an address that may be any, with slots around it all the same."""
-        self.aligned -= 1
-        self.set(register, (self.aligned + LOST, 0))
+        self.set(register, (self._fresh(2 * LOST, LOST), 0))
+
+    def _fresh(self, low: int, high: int) -> int:
+        """A symbol between the two that nothing is relative to yet.
+
+        The state comes from another machine where there was a branch, with symbols of its own.
+        """
+        registers, slots = self.state.registers, self.state.slots
+        used = [value[0] for value in (*registers.values(), *slots, *slots.values())]
+        return min([high, *(symbol for symbol in used if low < symbol < high)]) - 1
