@@ -12,7 +12,7 @@ from unwind.errors import SourceError
 from unwind.mappings import modules_of
 from unwind.registry import architecture
 from unwind.snapshot import Signal, Snapshot, Source
-from unwind.space import AddressSpace, Region
+from unwind.space import AddressSpace, Region, regions_of
 from unwind.unpack import Input, load
 
 __all__ = ["TRANSPORT", "CoreSource"]
@@ -25,7 +25,6 @@ if TYPE_CHECKING:
     from unwind.files import Files
     from unwind.modules import Module
 
-_PAGE = 4096
 _FILTER = (
     "the core does not hold it: the kernel's default coredump_filter, 0x33, leaves unchanged "
     "pages of files out, 0x3f keeps them"
@@ -191,11 +190,8 @@ def _regions(arch: Architecture, memory: CoreMemory, modules: list[Module]) -> l
         if start not in known and memory.executable(start) is None:
             found.append(Region(start, end, True, name))
     for module in modules:
-        for segment in module.image.segments if module.image is not None else ():
-            start = module.to_pc(segment.vaddr) & -_PAGE
-            end = module.to_pc(segment.vaddr + segment.memory_size + _PAGE - 1) & -_PAGE
-            if memory.executable(start) is None and start < end:
-                found.append(Region(start, end, segment.executable, module.name))
+        wanted = regions_of(module)
+        found += [region for region in wanted if memory.executable(region.start) is None]
     return found
 
 

@@ -17,7 +17,7 @@ from unwind.remote.client import Client
 from unwind.remote.memory import RemoteMemory
 from unwind.remote.packets import connect
 from unwind.snapshot import Signal, Snapshot, Source
-from unwind.space import AddressSpace
+from unwind.space import AddressSpace, Region, regions_of
 
 __all__ = ["TRANSPORT", "RegisterReader", "RemoteSource"]
 
@@ -76,7 +76,9 @@ class RemoteSource(Source):
             self.warnings.append(
                 f"{files.executable}: where the main program lies is unknown; it was not used"
             )
-        self.space = AddressSpace(self.arch, modules)
+        # What else is mapped nobody tells: code may lie there, made at run time or of the kernel.
+        regions = [region for module in modules for region in _regions(module)]
+        self.space = AddressSpace(self.arch, modules, regions, complete=False)
         self.threads = tuple(self._threads(ids))
 
     def snapshots(self) -> Iterator[Snapshot]:
@@ -289,6 +291,13 @@ def _main_header(candidates: list[Architecture], auxv: bytes, memory: RemoteMemo
         except (MemoryFault, FormatError):
             continue
     return None
+
+
+def _regions(module: Module) -> list[Region]:
+    """The mappings of a module; without an image its ranges, where code may lie."""
+    if module.image is not None:
+        return list(regions_of(module))
+    return [Region(start, end, True, module.name) for start, end in module.ranges]
 
 
 def _string(memory: RemoteMemory, address: int) -> bytes:

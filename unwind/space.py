@@ -6,14 +6,16 @@ from bisect import bisect_right
 
 from unwind.values import Value
 
-__all__ = ["AddressSpace", "Region"]
+__all__ = ["AddressSpace", "Region", "regions_of"]
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Iterator
 
     from unwind.architecture import Architecture
     from unwind.modules import Module
+
+_PAGE = 4096
 
 
 class Region(Value):
@@ -30,8 +32,8 @@ class AddressSpace:
 
     `regions` are the mappings in ascending order, without overlap. A library user who has only
     modules leaves them out: the modules' ranges serve, and `complete` is False, since code may lie
-    elsewhere too. `generation` goes up with each change, so
-    that walkers know when what they remember no longer holds.
+    elsewhere too; a source that knows but some of the mappings says so itself. `generation` goes
+    up with each change, so that walkers know when what they remember no longer holds.
     """
 
     __slots__ = (
@@ -50,15 +52,21 @@ class AddressSpace:
         arch: Architecture,
         modules: Iterable[Module],
         regions: Iterable[Region] | None = None,
+        complete: bool = True,
     ):
         self.arch = arch
         self.generation = -1
-        self.replace(modules, regions)
+        self.replace(modules, regions, complete)
 
-    def replace(self, modules: Iterable[Module], regions: Iterable[Region] | None = None) -> None:
+    def replace(
+        self,
+        modules: Iterable[Module],
+        regions: Iterable[Region] | None = None,
+        complete: bool = True,
+    ) -> None:
         """Everything that is mapped is this from now on."""
         self.generation += 1
-        self.complete = regions is not None
+        self.complete = complete and regions is not None
         modules = tuple(modules)
         ranges = sorted(
             ((start, end, module) for module in modules for start, end in module.ranges),
@@ -95,6 +103,15 @@ class AddressSpace:
         """Whether code may run at `address`."""
         region = self.region(address)
         return region is not None and region.executable
+
+
+def regions_of(module: Module) -> Iterator[Region]:
+    """The mappings that the segments of the module's image want, in whole pages."""
+    for segment in module.image.segments if module.image is not None else ():
+        start = module.to_pc(segment.vaddr) & -_PAGE
+        end = module.to_pc(segment.vaddr + segment.memory_size + _PAGE - 1) & -_PAGE
+        if start < end:
+            yield Region(start, end, segment.executable, module.name)
 
 
 def _may_execute(module: Module, start: int, end: int) -> bool:

@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from unwind.remote.client import Client
 
 _PAGE = 4096
+_TOP = 1 << 64
 _LARGEST = 1 << 26  # bytes of one read
 _MOST = 1 << 28  # bytes of all blocks: a stub that has all of memory to offer is a lie
 
@@ -31,34 +32,33 @@ class RemoteMemory:
 
     def read(self, address: int, size: int) -> bytes:
         """The `size` bytes at `address`."""
-        mask = self._block - 1
-        start = address & ~mask
-        block = self._blocks.get(start)
-        if block is None:
-            block = self._fetch(start)
+        start = address & -self._block
+        block = self._blocks.get(start, b"")
         at = address - start
-        if size >= 0 and at + size <= len(block):
+        if 0 <= size <= len(block) - at:
             return block[at : at + size]
-        return self._read_on(address, size, block[at:])
+        return self._read_on(address, size)
 
     def forget(self) -> None:
         """The target has run: what was read is old."""
         self._blocks.clear()
 
-    def _read_on(self, address: int, size: int, found: bytes) -> bytes:
+    def _read_on(self, address: int, size: int) -> bytes:
         """The bytes of a read over the end of a block, or of one that is not there whole."""
         if not 0 <= size <= _LARGEST:
             raise MemoryFault(address, size, "more than is read at once")
-        pieces, end, address_now = [found[:size]], address + size, address + len(found)
-        while address_now < end:
-            start = address_now & -self._block
+        if not 0 <= address <= _TOP - size:
+            raise MemoryFault(address, size, "no such address")
+        pieces, here, end = [], address, address + size
+        while here < end:
+            start = here & -self._block
             block = self._blocks.get(start)
             block = self._fetch(start) if block is None else block
-            piece = block[address_now - start :][: end - address_now]
+            piece = block[here - start :][: end - here]
             if not piece:  # the stub reads no whole blocks there
-                piece = self._client.read(address_now, min(end - address_now, self._block))
+                piece = self._client.read(here, min(end - here, self._block))
             pieces.append(piece)
-            address_now += len(piece)
+            here += len(piece)
         return b"".join(pieces)
 
     def _fetch(self, start: int) -> bytes:
