@@ -120,6 +120,12 @@ class Program:
         return self.cfi and not (self.strip and "-g" in self.flags)
 
     @property
+    def pdr(self) -> bool:
+        """Whether .pdr is all that describes its code."""
+        mips = self.target in ("mips", "mipsel")
+        return mips and not self.keeps_cfi and NO_PDR not in self.flags
+
+    @property
     def frame_pointers(self) -> bool:
         return "-fomit-frame-pointer" not in self.flags
 
@@ -134,6 +140,8 @@ DEEDS = {
 WAYS = ("direct", "pointer", "qsort", "lfind", "once", "signal", "moved")
 
 NO_CFI = ("-fno-asynchronous-unwind-tables", "-fno-unwind-tables", "-fno-exceptions")
+# The MIPS assembler describes each function in .pdr, as the compiler sees its frame.
+NO_PDR = "-Wa,-mno-pdr"
 
 
 # ------------------------------------------------------------------------------- made by chance
@@ -161,6 +169,8 @@ def _flags(random: Random, target: str, compiler: str) -> tuple[tuple[str, ...],
         "debug_frame": ["-g", *NO_CFI],
         "none": NO_CFI,
     }[kind]
+    if target in ("mips", "mipsel") and kind != "eh_frame" and random.random() < 0.5:
+        flags.append(NO_PDR)
     links: list[tuple[str, ...]] = [(), (), ("-fno-pie", "-no-pie"), ("-static",)]
     if target in ("x86_64", "arm64"):  # Debian's other cross toolchains have no rcrt1.o
         links.append(("-static-pie", "-fPIE"))
@@ -252,6 +262,7 @@ def _may_tell(program: Program, flexible: bool) -> bool:
     """Whether the CFA surely hangs on the stack pointer."""
     return (
         program.cfi
+        and not program.pdr
         and not program.frame_pointers
         and not flexible
         and "-mstackrealign" not in program.flags
@@ -259,12 +270,12 @@ def _may_tell(program: Program, flexible: bool) -> bool:
 
 
 def _may_be_silent(program: Program, flexible: bool) -> bool:
-    """Whether it surely hangs on the frame pointer, or no CFI says anything.
+    """Whether it surely hangs on the frame pointer, or nothing says where the CFA is.
 
     Not even where the frame is `flexible`: clang may take a third register then.
     """
     if not program.cfi:
-        return True
+        return not program.pdr
     return program.frame_pointers and not flexible and program.target == "x86_64"
 
 
@@ -523,7 +534,7 @@ def smaller(program: Program) -> Iterator[Program]:
     """Programs with one thing less in them, those that lose most first."""
     yield from _with_fewer_functions(program)
     for flag in program.flags:
-        if flag not in NO_CFI and flag != "-g":
+        if flag not in (*NO_CFI, NO_PDR, "-g"):
             yield replace(program, flags=tuple(f for f in program.flags if f != flag))
     if program.strip:
         yield replace(program, strip=False)
