@@ -2,7 +2,7 @@
 
 A command that starts in a few milliseconds cannot afford `dataclasses` (forty classes of it take
 22 ms to make, with the `inspect` it imports). `Value` reads the annotations of a class body and
-writes an `__init__` only once a number of objects was made, so a class that few use costs little.
+makes its `__init__` out of one that was compiled with this module.
 Modules that define Values begin with `from __future__ import annotations`: only then do the
 annotations lie in the class body as strings, on every Python up to and beyond 3.14.
 """
@@ -20,6 +20,52 @@ else:
         return lambda cls: cls
 
 
+def _set(_self: object, _value: object) -> None:
+    """Stands for the setters in the templates."""
+
+
+_a = _b = _c = _d = _e = _f = _g = _h = _i = _j = _k = _set
+# An `__init__` for each number of fields: a class gets the code of one of these with other names.
+# That takes 1 us, to compile source 100 us. A setter returns None, so `or` goes on to the next.
+# fmt: off
+_TEMPLATES: tuple[Any, ...] = (
+    lambda self: None,
+    lambda self, a: _a(self, a),
+    lambda self, a, b: _a(self, a) or _b(self, b),
+    lambda self, a, b, c: _a(self, a) or _b(self, b) or _c(self, c),
+    lambda self, a, b, c, d: _a(self, a) or _b(self, b) or _c(self, c) or _d(self, d),
+    lambda self, a, b, c, d, e: (
+        _a(self, a) or _b(self, b) or _c(self, c) or _d(self, d) or _e(self, e)
+    ),
+    lambda self, a, b, c, d, e, f: (
+        _a(self, a) or _b(self, b) or _c(self, c) or _d(self, d) or _e(self, e)
+        or _f(self, f)
+    ),
+    lambda self, a, b, c, d, e, f, g: (
+        _a(self, a) or _b(self, b) or _c(self, c) or _d(self, d) or _e(self, e)
+        or _f(self, f) or _g(self, g)
+    ),
+    lambda self, a, b, c, d, e, f, g, h: (
+        _a(self, a) or _b(self, b) or _c(self, c) or _d(self, d) or _e(self, e)
+        or _f(self, f) or _g(self, g) or _h(self, h)
+    ),
+    lambda self, a, b, c, d, e, f, g, h, i: (
+        _a(self, a) or _b(self, b) or _c(self, c) or _d(self, d) or _e(self, e)
+        or _f(self, f) or _g(self, g) or _h(self, h) or _i(self, i)
+    ),
+    lambda self, a, b, c, d, e, f, g, h, i, j: (
+        _a(self, a) or _b(self, b) or _c(self, c) or _d(self, d) or _e(self, e)
+        or _f(self, f) or _g(self, g) or _h(self, h) or _i(self, i) or _j(self, j)
+    ),
+    lambda self, a, b, c, d, e, f, g, h, i, j, k: (
+        _a(self, a) or _b(self, b) or _c(self, c) or _d(self, d) or _e(self, e)
+        or _f(self, f) or _g(self, g) or _h(self, h) or _i(self, i) or _j(self, j)
+        or _k(self, k)
+    ),
+)
+# fmt: on
+
+
 @dataclass_transform(frozen_default=True, eq_default=True)
 class _Meta(type):
     _fields: tuple[str, ...]
@@ -34,43 +80,39 @@ class _Meta(type):
                 own = base._fields + own
                 defaults = {**base._defaults, **defaults}
         space["_fields"], space["_defaults"] = own, defaults
-        space.setdefault("__init__", _init)
-        return super().__new__(meta, name, bases, space)
+        made = super().__new__(meta, name, bases, space)
+        if "__init__" not in space:
+            made.__init__ = _initializer(made)  # type: ignore[misc]
+        return made
 
 
-# Writing an `__init__` takes as long as making a hundred objects without one.
-_WORTH_IT = 30
-_made: dict[type, int] = {}
+def _initializer(cls: Any) -> Any:
+    """The `__init__` of a class: positional or named values of its fields, with their defaults."""
+    fields, defaults = cls._fields, cls._defaults
+    if len(fields) >= len(_TEMPLATES):
+        return _init
+    code = _TEMPLATES[len(fields)].__code__
+    code = code.replace(co_varnames=("self", *fields), co_name="__init__")
+    setters = [getattr(cls, field).__set__ for field in fields]
+    stores = dict(zip(code.co_names, setters, strict=True))
+    given = tuple([defaults[field] for field in fields if field in defaults])
+    return _Function(code, stores, "__init__", given)
 
 
 def _init(self: Any, *values: Any, **named: Any) -> None:
-    """Stands in for the `__init__` of a class of which only a few objects are made."""
-    cls = type(self)
-    fields = cls._fields
-    given = {**cls._defaults, **dict(zip(fields, values, strict=False)), **named}
+    """The `__init__` of a class with more fields than the templates have: few objects are made."""
+    fields = type(self)._fields
+    given = {**type(self)._defaults, **dict(zip(fields, values, strict=False)), **named}
     left = fields[len(values) :]
-    fits = len(values) <= len(fields) == len(given) and named.keys() <= set(left)
-    made = _made[cls] = _made.get(cls, 0) + 1
-    if not fits or made > _WORTH_IT:  # what does not fit gets the real one's TypeError
-        _write_init(cls)
-        cls.__init__(self, *values, **named)
-        return
+    if not len(values) <= len(fields) == len(given) or not named.keys() <= set(left):
+        wrong = sorted(set(fields).symmetric_difference(given)) or "too many values"
+        raise TypeError(f"{type(self).__name__}: {wrong}")
     for field in fields:
         _store(self, field, given[field])
 
 
 _store = object.__setattr__
-
-
-def _write_init(cls: Any) -> None:
-    """Give the class an `__init__` of its own."""
-    fields = [f"{f}=_defaults[{f!r}]" if f in cls._defaults else f for f in cls._fields]
-    stores = "".join(f"\n  _set_{f}(self, {f})" for f in cls._fields)
-    setters = {f"_set_{f}": getattr(cls, f).__set__ for f in cls._fields}
-    made: dict[str, Any] = {}
-    header = f"def __init__({', '.join(['self', *fields])}):"
-    exec(f"{header}{stores or ' pass'}", {**setters, "_defaults": cls._defaults}, made)
-    cls.__init__ = made["__init__"]
+_Function: Any = type(_init)  # as in the module types, which takes 0.5 ms
 
 
 class Value(metaclass=_Meta):
