@@ -424,8 +424,8 @@ def test_version_is_the_packages_own() -> None:
     assert python(*COMMAND, "--version", "core").stdout == f"unwind {VERSION}\n"
 
 
-def test_help_has_groups_and_two_examples() -> None:
+def test_help_has_groups_and_three_examples() -> None:
     text = python(*COMMAND, "--help").stdout
     for group in ("what to print:", "where the modules' files are:", "how to unwind:"):
         assert group in text
-    assert text.partition("examples:")[2].count("unwind-core ") == 2
+    assert text.partition("examples:")[2].count("unwind-core ") == 3

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from tests import crashes, truth
 from tests.crashes import CASES, Case, Crash, Crashes
+from tests.replay import assert_replayed
 from tests.support import need, python, run, validate
 from tests.truth import Ends, Found, Stack
 
@@ -23,6 +25,12 @@ def crashed(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
 def test_every_stack_is_the_recorded_one(case: Case, crashed: Crashes) -> None:
     crash = crashed[case]
     assert_truth(unwound(crash), crash)
+
+
+@pytest.mark.parametrize("case", CASES, ids=str)
+def test_a_snapshot_gives_the_same_document(case: Case, crashed: Crashes, tmp_path: Path) -> None:
+    crash = crashed[case]
+    assert_replayed(crash.core, tmp_path / "snapshot", files=crash.options)
 
 
 def unwound(crash: Crash, *options: str) -> dict[str, Any]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -12,6 +13,7 @@ import pytest
 from tests import crashes, foreign
 from tests.crashes import Crash
 from tests.foreign import ForeignCase
+from tests.replay import assert_replayed
 from tests.test_crashes import assert_truth, unwound
 
 Made = tuple[Crash, dict[str, Any]]
@@ -51,3 +53,14 @@ def test_every_stack_is_the_recorded_one(
         printed = subprocess.run(command, capture_output=True, text=True).stdout
         assert show.found_in(printed), f"{' '.join(command)}: {show.pattern}\n{printed}"
     assert_truth(document, crash)
+
+
+@pytest.mark.parametrize("case", foreign.CASES, ids=str)
+def test_a_snapshot_gives_the_same_document(
+    case: ForeignCase, made: dict[str, Made | BaseException], tmp_path: Path
+) -> None:
+    result = made[case.name]
+    if isinstance(result, BaseException):
+        raise result
+    crash, _ = result
+    assert_replayed(crash.core, tmp_path / "snapshot", files=crash.options)

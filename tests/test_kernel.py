@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import base64
 import gzip
+from pathlib import Path
 
 import pytest
 
 from tests import kernel
 from tests.crashes import Crash
 from tests.foreign import ForeignCase, Target
+from tests.replay import assert_replayed
 from tests.test_crashes import assert_truth, unwound
 
 TARGETS = tuple(machine.target for machine in kernel.MACHINES)
@@ -29,6 +31,14 @@ def crashes(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Crash]:
 def test_every_stack_is_the_recorded_one(case: ForeignCase, crashes: dict[str, Crash]) -> None:
     crash = crashes[case.name]
     assert_truth(unwound(crash), crash)
+
+
+@pytest.mark.parametrize("case", kernel.CASES, ids=str)
+def test_a_snapshot_gives_the_same_document(
+    case: ForeignCase, crashes: dict[str, Crash], tmp_path: Path
+) -> None:
+    crash = crashes[case.name]
+    assert_replayed(crash.core, tmp_path / "snapshot", files=crash.options)
 
 
 def test_the_initramfs_is_an_archive_as_the_kernel_reads_it() -> None:

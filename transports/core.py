@@ -15,7 +15,7 @@ from unwind.snapshot import Signal, Snapshot, Source
 from unwind.space import AddressSpace, Region, regions_of
 from unwind.unpack import Input, load
 
-__all__ = ["TRANSPORT", "CoreSource"]
+__all__ = ["TRANSPORT", "CoreSource", "check_head"]
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -210,7 +210,12 @@ class _CoreTransport:
         Raises SourceError where no core can be had from it, FormatError where it begins with no
         ELF header, UnsupportedArchitecture for a machine or ABI that no file in arch/ describes.
         """
-        data = load(path, files.progress, lambda head: _check_head(head, path))
+        return self.read(
+            load(path, files.progress, lambda head: check_head(head, path)), path, files
+        )
+
+    def read(self, data: Input, path: str, files: Files) -> CoreSource:
+        """The core in `data`, which is closed with it; errors as of `open`."""
         try:
             elf = Elf(memoryview(data.data), path)
             return CoreSource(architecture(elf), path, data, elf, files)
@@ -219,7 +224,7 @@ class _CoreTransport:
             raise
 
 
-def _check_head(head: bytes, path: str) -> None:
+def check_head(head: bytes, path: str) -> None:
     """Raises SourceError when `head` is not how a core begins."""
     if head[:4] != b"\x7fELF":
         raise SourceError("not a core: it does not begin with an ELF header", path)

@@ -15,9 +15,11 @@ if TYPE_CHECKING:
     from unwind.image import Image
     from unwind.rules import NoRow, Row
     from unwind.snapshot import Place, Source
+    from unwind.unpack import Input
 
 __all__ = [
     "ByteOrder",
+    "FileTransport",
     "Memory",
     "RowSource",
     "Symbol",
@@ -119,6 +121,14 @@ class Transport(Protocol):
 
     def open(self, path: str, files: Files) -> Source:
         """The source at `path`; SourceError or FormatError when it cannot be read."""
+        ...
+
+
+class FileTransport(Transport, Protocol):
+    """A transport of files, which may be packed and come through a pipe."""
+
+    def read(self, data: Input, path: str, files: Files) -> Source:
+        """The source whose file is `data`, already unpacked; it is closed with the source."""
         ...
 
 

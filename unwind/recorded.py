@@ -11,7 +11,6 @@ from mmap import MAP_ANONYMOUS, MAP_PRIVATE, PROT_READ, PROT_WRITE, mmap
 from struct import Struct, error
 
 from unwind.dwarf.cfi import FrameSection
-from unwind.dwarf.eh_frame_hdr import SearchTable
 from unwind.elf import Elf
 from unwind.errors import FormatError, MemoryFault, UnwindError
 from unwind.image import Image
@@ -21,6 +20,9 @@ from unwind.rules import NoRow
 from unwind.symtab import SymbolTable
 
 __all__ = [
+    "HEAD",
+    "MAGIC",
+    "VERSION",
     "Conclusions",
     "RecordedImage",
     "RecordedMemory",
@@ -40,6 +42,10 @@ if TYPE_CHECKING:
     from unwind.symtab import Symbol
 
     Piece = tuple[int, bytes | memoryview]  # what lies at an address, a vaddr or an offset
+
+# A snapshot file: these, the length of the JSON document, the document, the bytes it points to.
+MAGIC, VERSION = b"unwind-snapshot\n", 1
+HEAD = Struct("<16sIIQ")
 
 NOT_KEPT = "the snapshot does not hold it: nobody asked for it when it was taken"
 _SMALL = 1 << 16  # bytes that are no burden as zeroes
@@ -103,8 +109,7 @@ class RecordedSection(FrameSection):
     """The CIEs and FDEs of a section that were used, at their places in it.
 
     `pieces` hold them, (offset, bytes), or all of the section as one. `errors` tell for which
-    vaddrs the section gave an error, and which. `search` is the vaddr of .eh_frame_hdr with its
-    contents, where the section is whole.
+    vaddrs the section gave an error, and which.
     """
 
     def __init__(
@@ -118,22 +123,18 @@ class RecordedSection(FrameSection):
         text_base: int | None = None,
         data_base: int | None = None,
         errors: Mapping[int, str] | None = None,
-        search: Piece | None = None,
     ):
         self.pieces = [(offset, memoryview(data)) for offset, data in pieces]
         self.size = size
         self.errors = dict(errors or {})
-        self.table = search
-        word = header.elf_class // 8
         super().__init__(
             _placed(self.pieces, size, f".{kind}"),
             vaddr,
             kind,
             header.byteorder,
-            word,
+            header.elf_class // 8,
             text_base=text_base,
             data_base=data_base,
-            search=SearchTable(search[1], search[0], header.byteorder, word) if search else None,
         )
 
     def find(self, vaddr: int) -> Fde | None:
@@ -265,6 +266,7 @@ class RecordedImage(Image):
         self._pieces = _Pieces(pieces)
         self._build_id = build_id
         self.kinds = tuple(kinds)
+        self.debug_path = debug_path
         self.sections = {place: tuple(found) for place, found in (sections or {}).items()}
         self.procedure_data = procedure_data
         self.told = told if told is not None else Conclusions()
@@ -299,6 +301,13 @@ class RecordedImage(Image):
         rest = found[1][vaddr - found[0] :]
         return rest if size is None else rest[: max(size, 0)]
 
+    def reach(self, vaddr: int) -> int:
+        """How many bytes the image had from `vaddr` to the end of its segment."""
+        for segment in self.elf.segments:
+            if segment.vaddr <= vaddr < segment.vaddr + segment.file_size:
+                return segment.vaddr + segment.file_size - vaddr
+        return 0
+
     def read(self, vaddr: int, size: int) -> bytes:
         """The `size` bytes at `vaddr`; MemoryFault when they were not kept."""
         found = bytes(self.at(vaddr, size))
@@ -325,8 +334,8 @@ def skeleton(header: Header, loads: Iterable[Sequence[int]], path: str) -> Elf:
     head = Struct(order + ("HHIQQQIHHHHHH" if wide else "HHIIIIIHHHHHH"))
     row = Struct(order + ("IIQQQQQQ" if wide else "IIIIIIII"))
     first = 16 + head.size
-    ident = b"\x7fELF" + bytes((header.elf_class // 32, 1 if order == "<" else 2, 1, header.osabi))
     try:
+        kinds = bytes((header.elf_class // 32, 1 if order == "<" else 2, 1, header.osabi))
         made = head.pack(
             *(header.type, header.machine, header.version, header.entry, first, 0, header.flags),
             *(first, row.size, len(rows), 0, 0, 0),
@@ -334,6 +343,6 @@ def skeleton(header: Header, loads: Iterable[Sequence[int]], path: str) -> Elf:
         for flags, vaddr, file_size, memory_size in rows:
             middle = (nowhere, vaddr, 0, file_size, memory_size)
             made += row.pack(1, flags, *middle, 0) if wide else row.pack(1, *middle, flags, 0)
-    except error as reason:
+    except (error, ValueError) as reason:
         raise FormatError(f"no header of an image: {reason}", path) from None
-    return Elf(ident.ljust(16, b"\0") + made, path)
+    return Elf((b"\x7fELF" + kinds).ljust(16, b"\0") + made, path)

@@ -7,7 +7,14 @@ import sys
 
 from unwind.errors import SourceError, UnsupportedArchitecture
 
-__all__ = ["architecture", "architectures", "transport", "transports"]
+__all__ = [
+    "architecture",
+    "architectures",
+    "named_architecture",
+    "transport",
+    "transport_of",
+    "transports",
+]
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -36,6 +43,11 @@ def architecture(elf: Elf) -> Architecture:
     raise UnsupportedArchitecture(elf.describe())
 
 
+def named_architecture(name: str) -> Architecture | None:
+    """The architecture of that name, as in the JSON, or None."""
+    return next((arch for arch in architectures(likely=name) if arch.name == name), None)
+
+
 def architectures(likely: str = "") -> Iterator[Architecture]:
     """Every known architecture: ours first, then those that other packages add.
 
@@ -54,6 +66,17 @@ def transport(kind: str) -> Transport:
         if found.kind == kind:
             return found
     raise SourceError(f"no transport of kind {kind!r}")
+
+
+def transport_of(head: bytes, likely: str) -> Transport | None:
+    """The transport of files that begin with `head`, unpacked; None: no file of a known kind.
+
+    That of kind `likely` is asked first: the others need not be loaded where it knows the file.
+    """
+    first = _load(f"unwind.transports.{likely}").TRANSPORT
+    if first.detect(head):
+        return first  # type: ignore[no-any-return]
+    return next((found for found in transports() if found.detect(head)), None)
 
 
 def transports() -> Iterator[Transport]:

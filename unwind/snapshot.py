@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from unwind.values import Value
 
-__all__ = ["Place", "Signal", "Snapshot", "Source"]
+__all__ = ["Place", "RecordedSource", "Signal", "Snapshot", "Source"]
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Iterable, Iterator, Mapping
     from typing import Self
 
     from unwind.architecture import Architecture
@@ -94,3 +94,35 @@ class Source:
 
     def __exit__(self, *_error: object) -> None:
         self.close()
+
+
+class RecordedSource(Source):
+    """Snapshots that were kept: what walks of them need, and no more (see recording.py).
+
+    `origin` is the kind of the source that they were taken from, `by` who took them. `methods` are
+    the sources of rows that were asked, in their order: for others there is less here than they
+    would look at. `cross_checked`: all were asked, for each frame.
+    """
+
+    kind = "snapshot"
+
+    def __init__(
+        self,
+        arch: Architecture,
+        threads: Iterable[Snapshot],
+        path: str = "",
+        origin: str = "",
+        by: str = "",
+        methods: Iterable[str] = (),
+        cross_checked: bool = False,
+    ):
+        super().__init__(arch, path)
+        self.threads = tuple(threads)
+        self.origin = origin
+        self.by = by
+        self.methods = tuple(methods)
+        self.cross_checked = cross_checked
+
+    def snapshots(self) -> Iterator[Snapshot]:
+        """The threads in the order in which they were recorded."""
+        return iter(self.threads)

@@ -9,6 +9,7 @@ from unwind.cli.plumbing import add_common_options, process, run, warn
 from unwind.cli.stacks import (
     add_file_options,
     add_output_options,
+    add_record_options,
     add_walk_options,
     files_of,
     print_stacks,
@@ -87,6 +88,7 @@ def _declare(parser: Parser) -> None:
     add_output_options(parser)
     add_file_options(parser)
     add_walk_options(parser)
+    add_record_options(parser)
     add_common_options(parser)
 
 

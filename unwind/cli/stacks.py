@@ -10,8 +10,16 @@ import sys
 from unwind.cli.plumbing import Progress, wants_colour, warn
 from unwind.errors import SourceError
 from unwind.frames import End
+from unwind.snapshot import RecordedSource
 
-__all__ = ["add_file_options", "add_output_options", "add_walk_options", "files_of", "print_stacks"]
+__all__ = [
+    "add_file_options",
+    "add_output_options",
+    "add_record_options",
+    "add_walk_options",
+    "files_of",
+    "print_stacks",
+]
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -111,6 +119,21 @@ def add_walk_options(parser: Parser) -> None:
     )
 
 
+def add_record_options(parser: Parser) -> None:
+    """Whether what was printed is kept as a snapshot file."""
+    group = parser.add_argument_group("what to keep")
+    group.add_argument(
+        "--record",
+        metavar="FILE",
+        help="write to FILE what these stacks took, so that unwind-core FILE prints them anywhere",
+    )
+    group.add_argument(
+        "--with-modules",
+        action="store_true",
+        help="with --record: all CFI of the modules, not just what was used",
+    )
+
+
 def files_of(options: Options, progress: Progress | None = None) -> Files:
     """The places for files that the options name; `progress` is called while one is unpacked."""
     from unwind.files import Files
@@ -171,6 +194,8 @@ class _Report:
         complete = self._json(snapshots) if self.options.json else self._text(snapshots)
         for name, problem in self.names.problems.items():
             self._warn(f"{name}: no symbols: {problem}")
+        if self.options.record is not None:
+            self._record(snapshots)
         return 1 if self.options.strict and not complete else 0
 
     def _chosen(self) -> list[Snapshot]:
@@ -178,6 +203,8 @@ class _Report:
         snapshots = list(self.source.snapshots())
         for warning in self.source.warnings:
             self._warn(warning)
+        if isinstance(self.source, RecordedSource):
+            self._warn_of_methods(self.source)
         wanted = self.options.thread
         if wanted:
             chosen = [snapshot for snapshot in snapshots if snapshot.tid in wanted]
@@ -192,6 +219,15 @@ class _Report:
         if not snapshots:
             raise SourceError("no thread to unwind", self.source.path)
         return sorted(snapshots, key=lambda snapshot: not snapshot.crashed)
+
+    def _warn_of_methods(self, source: RecordedSource) -> None:
+        """A snapshot has what was asked for when it was taken."""
+        asked = ",".join(source.methods)
+        wanted = ",".join([rows.trust for rows in self.unwinder.lookup.sources])
+        if asked != wanted:
+            self._warn(f"recorded with --methods {asked}: what {wanted} would look at may be gone")
+        if self.options.cross_check and not source.cross_checked:
+            self._warn("recorded without --cross-check: what that would look at may be gone")
 
     def _json(self, snapshots: list[Snapshot]) -> bool:
         from unwind.explain import cross_check, explain
@@ -276,6 +312,20 @@ class _Report:
 
         return notes
 
+    def _record(self, snapshots: list[Snapshot]) -> None:
+        """Keep what these stacks take, and with --cross-check what that takes."""
+        from unwind.recording import record
+        from unwind.writers.snapshot_file import contents, packed
+
+        made = record(
+            self.source,
+            snapshots,
+            unwinder=self.unwinder,
+            judge=self.judge if self.options.cross_check else None,
+            with_modules=self.options.with_modules,
+        )
+        _replace(self.options.record, packed(contents(made)), self.source.path)
+
     def _warn(self, text: str) -> None:
         from unwind.writers.escape import escape
 
@@ -286,6 +336,30 @@ def _modules(snapshots: list[Snapshot]) -> list[Module]:
     """The modules of all address spaces; threads of one process share theirs."""
     spaces = dict.fromkeys(snapshot.space for snapshot in snapshots)
     return [module for space in spaces for module in space.modules]
+
+
+def _replace(path: str, data: bytes, source: str) -> None:
+    """Write a file whole or not at all; not over the source, which may still be looked at."""
+    import os
+
+    if os.path.exists(path):
+        if os.path.exists(source) and os.path.samefile(path, source):
+            raise SourceError("it is what the stacks are read from", path)
+        if not os.path.isfile(path):  # a pipe, a terminal
+            with open(path, "wb") as file:
+                file.write(data)
+            return
+    part = f"{path}.{os.getpid()}"
+    try:
+        with open(part, "wb") as file:
+            file.write(data)
+        os.replace(part, path)
+    except BaseException:
+        try:
+            os.unlink(part)
+        except OSError:
+            pass
+        raise
 
 
 def _put(lines: Iterable[str]) -> None:
