@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
     from unwind.architecture import Architecture
     from unwind.elf import Elf
-    from unwind.protocols import Transport
+    from unwind.protocols import FileTransport, Transport
 
 
 def architecture(elf: Elf) -> Architecture:
@@ -68,15 +68,16 @@ def transport(kind: str) -> Transport:
     raise SourceError(f"no transport of kind {kind!r}")
 
 
-def transport_of(head: bytes, likely: str) -> Transport | None:
+def transport_of(head: bytes, likely: str) -> FileTransport | None:
     """The transport of files that begin with `head`, unpacked; None: no file of a known kind.
 
     That of kind `likely` is asked first: the others need not be loaded where it knows the file.
     """
-    first = _load(f"unwind.transports.{likely}").TRANSPORT
+    first: FileTransport = _load(f"unwind.transports.{likely}").TRANSPORT
     if first.detect(head):
-        return first  # type: ignore[no-any-return]
-    return next((found for found in transports() if found.detect(head)), None)
+        return first
+    of_files: list[Any] = [found for found in transports() if hasattr(found, "read")]
+    return next((found for found in of_files if found.detect(head)), None)
 
 
 def transports() -> Iterator[Transport]:
