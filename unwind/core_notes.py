@@ -113,13 +113,15 @@ def _prstatus(arch: Architecture, size: int) -> Layout:
 
 def _thread_reader(arch: Architecture, size: int) -> Callable[[memoryview], ThreadNote]:
     """What turns an NT_PRSTATUS of `size` bytes into a ThreadNote, made once for 1,000 threads."""
-    layout, order = _prstatus(arch, size), arch.byteorder
+    layout, order = _prstatus(arch, size), "<" if arch.byteorder == "little" else ">"
     signal_at, pid_at = layout.signal or 0, layout.pid or 0
+    signal_in, tid_in = Struct(order + "H").unpack_from, Struct(order + "I").unpack_from
     registers_of = _register_reader(arch, layout, size)
+    missing = bytes(max(signal_at + 2 - size, pid_at + 4 - size, 0))  # of a record that is cut
 
     def read(data: memoryview) -> ThreadNote:
-        tid = int.from_bytes(data[pid_at : pid_at + 4], order)
-        signal = int.from_bytes(data[signal_at : signal_at + 2], order)
+        whole = bytes(data) + missing if missing else data
+        (signal,), (tid,) = signal_in(whole, signal_at), tid_in(whole, pid_at)
         return ThreadNote(tid, signal, registers_of(data))
 
     return read
