@@ -200,14 +200,18 @@ class FastUnwinder:
 
         `cfa` is that of the frame before it; the steps lead back from there.
         """
-        for n in range(len(found) - 2, restored - 1, -1):
-            slot = steps.fp_slots.get((found[n], n > 0))
+        slots, called, shift = steps.fp_slots.get, steps.called.get, 0 if steps.plain else _SHIFT
+        for n in range(len(found) - 2, max(restored, 1) - 1, -1):
+            slot = slots(found[n])
             if slot is not None:
-                at = cfa + slot
-                return int(words[at]) if at >= 0 else None  # a negative index would wrap
-            step = steps.called.get(found[n], 0)
-            cfa -= step if steps.plain else step >> _SHIFT
-        return fp
+                break
+            cfa -= called(found[n], 0) >> shift
+        else:
+            slot = steps.innermost_fp_slots.get(found[0]) if restored == 0 else None
+        if slot is None:
+            return fp
+        at = cfa + slot
+        return int(words[at]) if at >= 0 else None  # a negative index would wrap
 
     def _steps_of(self, space: AddressSpace) -> _Steps:
         steps = self._spaces.get(space)
@@ -246,6 +250,7 @@ class _Steps:
         "fp_slots",
         "generation",
         "innermost",
+        "innermost_fp_slots",
         "leaves",
         "on_fp",
         "plain",
@@ -263,7 +268,8 @@ class _Steps:
         # (pc, called): CFA - frame pointer, bytes; words from the return address to the CFA
         self.on_fp: dict[tuple[int, bool], tuple[int, int]] = {}
         self.leaves: dict[int, int] = {}  # by the pc of frame 0: words from sp to the CFA
-        self.fp_slots: dict[tuple[int, bool], int] = {}  # (pc, called): words from the CFA
+        self.fp_slots: dict[int, int] = {}  # by return address: words from the CFA
+        self.innermost_fp_slots: dict[int, int] = {}  # by the pc of frame 0
         self.trusts: dict[tuple[int, bool], str] = {}  # (pc, called): of rows that are no CFI
         self.behind_calls: set[int] = set()  # return addresses that were looked at
 
@@ -275,7 +281,7 @@ class _Steps:
             return _UNUSUAL
         match row.rules.get(arch.fp, SameValue()):
             case Offset(n=n) if n % arch.word == 0:
-                self.fp_slots[pc, called] = n // arch.word
+                (self.fp_slots if called else self.innermost_fp_slots)[pc] = n // arch.word
             case SameValue():
                 pass
             case _:

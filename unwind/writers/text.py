@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from itertools import chain
-
 from unwind.frames import End, Trust
 from unwind.modules import State
 from unwind.signals import CODES
@@ -88,19 +86,18 @@ class TextWriter:
         one of those.
         """
         innermost, callers = self._places_of(space)
-        heads = self._heads
-        heads += [f"\n#{n:<2} " for n in range(len(heads), len(pcs))]
-        lines: Iterable[tuple[str, str]]
+        heads, count = self._heads, len(pcs)
+        heads += [f"\n#{n:<2} " for n in range(len(heads), count)]
         places = [innermost[pcs[0]], *map(callers.__getitem__, pcs[1:])]
         if trusts is not None:
             tags = {trust: self._paint(_WARNING, _tag(trust)) for trust in set(trusts)}
             places = [place + tags[trust] for place, trust in zip(places, trusts, strict=True)]
-        lines = zip(heads, places, strict=False)
-        gap = len(pcs) - SHOWN_FIRST - SHOWN_LAST
+        lines = [""] * (2 * count)
+        lines[::2], lines[1::2] = heads[:count], places
+        gap = count - SHOWN_FIRST - SHOWN_LAST
         if self.shorten and gap > 0:
-            lines = list(lines)
-            lines[SHOWN_FIRST:-SHOWN_LAST] = [("\n", self._left_out(gap))]
-        return "".join(chain.from_iterable(lines))[1:]
+            lines[2 * SHOWN_FIRST : -2 * SHOWN_LAST] = "\n", self._left_out(gap)
+        return "".join(lines)[1:]
 
     def stack(
         self, stack: Stack, notes: Callable[[Frame], Iterable[str]] | None = None
