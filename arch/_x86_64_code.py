@@ -413,6 +413,11 @@ def _enters(instructions: Sequence[Instruction]) -> int:
         parts = text.split(", ") if text else []
         if mnemonic == "endbr64" and number == 0:
             saved = 2
+        elif mnemonic == "and" and parts[0] == "rsp":
+            saved = 2
+            moved = True
+        elif text == "r10, [rsp + 8]":
+            continue  # gcc keeps the CFA there while it realigns the stack
         elif mnemonic == "push":  # of rax: clang moves the stack pointer that way
             saved += text in _PUSHED
             moved = True

@@ -128,6 +128,18 @@ ALONE int tail(int n, char *s)
     return early(n + 1, s);
 }
 
+ALONE __attribute__((noreturn, aligned(1))) void gives_up(int n)
+{
+    for (;;)
+        fail(leaf(n));
+}
+
+/* Nothing leads here but a pointer that code makes. */
+static __attribute__((aligned(1))) int pointed(const void *a, const void *b)
+{
+    return leaf(*(const int *)a - *(const int *)b) + sink;
+}
+
 static int first(int n) { return leaf(n) + 1; }
 static int second(int n) { sink += n; return leaf(n) + sink; }
 int (*table[])(int) = {first, second};
@@ -143,6 +155,9 @@ int main(int argc, char **argv)
     if (early(n, argv[0]) > 10000)
         fail(n);
     n += grows(n) + aligned(n) + aligned_and_grows(n) + large(n) + calls_many(n);
+    if (n > 100000)
+        gives_up(n);
+    qsort(&sink, 1, sizeof sink, pointed);
     n += switches(argc, n) + dies(n) + tail(n, argv[0]);
     n += table[argc & 1](n) + floats(n, n);
     return n & 1;
@@ -156,6 +171,8 @@ COMPILERS = {
     "gcc -Os": ("gcc", "-Os"),
     "gcc -O2 with frame pointers": ("gcc", "-O2", "-fno-omit-frame-pointer"),
     "gcc -O2 no-pie": ("gcc", "-O2", "-no-pie", "-fno-pie"),
+    "gcc -O0 no-pie": ("gcc", "-O0", "-no-pie", "-fno-pie"),
+    "gcc -Og realigned": ("gcc", "-Og", "-mstackrealign", "-no-pie", "-fno-pie"),
     "gcc -O2 probes": ("gcc", "-O2", "-fstack-clash-protection"),
     "gcc -O2 protected": ("gcc", "-O2", "-fstack-protector-all", "-fcf-protection"),
     "clang -O0": ("clang", "-O0"),

@@ -93,6 +93,7 @@ class _Survey:
         entry = self.image.elf.header.entry
         called |= {vaddr for vaddr in (entry, *self.taken_at(entry)) if self.begins(vaddr)}
         pointed = {*pointers, *flow.taken}
+        called |= {end for _, end in flow.calls if end in pointed and self.looks(end)}
         leaders = {*self.lows, *flow.leaders}
         never = {vaddr for vaddr, end in flow.calls if end in called}  # they do not return
         leaders |= {end for vaddr, end in flow.calls if vaddr in never}
