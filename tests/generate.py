@@ -424,8 +424,8 @@ def _statement(
     match statement:
         case Room(size, align):
             yield f"\tvolatile char room{n}[{size}] __attribute__((aligned({align})));"
-            yield f"\troom{n}[(unsigned long)r % {size}] = (char)r;"
-            ending.append(f"\tr += room{n}[(unsigned long)r % {size}];")
+            yield f"\troom{n}[n % {size}] = (char)r;"
+            ending.append(f"\tr += room{n}[n % {size}];")
         case Dynamic(kind, factor):
             bytes_ = f"(8 + (unsigned long)(n & 7) * {factor})"
             if kind == "vla":
