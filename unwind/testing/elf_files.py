@@ -29,7 +29,7 @@ SHAPES: list[tuple[int, ByteOrder]] = [(64, "little"), (64, "big"), (32, "little
 
 @dataclass(frozen=True)
 class Sect:
-    """A section to put into a file; `size` where it is to claim another one than it has."""
+    """A section to put into a file; `size` and `offset` where it is to claim others than it has."""
 
     name: str
     type: int = SHT.PROGBITS
@@ -40,11 +40,12 @@ class Sect:
     info: int = 0
     align: int = 1
     size: int | None = None
+    offset: int | None = None
 
 
 @dataclass(frozen=True)
 class Seg:
-    """A segment to put into a file: its bytes, and sizes where they are to differ from them."""
+    """A segment to put into a file: its bytes, and what is to be claimed other than they have."""
 
     type: int = PT.LOAD
     data: bytes = b""
@@ -53,6 +54,7 @@ class Seg:
     align: int = 4096
     file_size: int | None = None
     memory_size: int | None = None
+    offset: int | None = None
 
 
 @dataclass(frozen=True)
@@ -103,6 +105,7 @@ def make_elf(
     for seg, offset in zip(segments, where, strict=False):
         stored = len(seg.data) if seg.file_size is None else seg.file_size
         memory = stored if seg.memory_size is None else seg.memory_size
+        offset = offset if seg.offset is None else seg.offset
         if elf_class == 64:
             wide = (seg.type, seg.flags, offset, seg.vaddr, 0, stored, memory, seg.align)
             row = struct.pack(order + "IIQQQQQQ", *wide)
@@ -121,6 +124,7 @@ def make_elf(
         name = 1
         for sect, offset in zip(listed, where[len(segments) :], strict=True):
             size = len(sect.data) if sect.size is None else sect.size
+            offset = offset if sect.offset is None else sect.offset
             numbers = (name, sect.type, sect.flags, sect.vaddr, offset, size)
             headers += struct.pack(layout, *numbers, sect.link, sect.info, sect.align, 0)
             name += len(sect.name) + 1
