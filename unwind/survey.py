@@ -117,7 +117,8 @@ class _Survey:
             aligned = vaddr % _ALIGNED == 0
             looks = self.looks(vaddr) if aligned or vaddr in pointed else 0
             if vaddr in self.lows:
-                (parts if branches else functions).add(vaddr)
+                # The linker puts cold parts first.
+                (parts if branches or (sources and looks < 2) else functions).add(vaddr)
             elif near and (branches or looks < 2) and not (looks and shared):
                 continue  # a label
             elif looks > branches or (looks and (vaddr in pointed or shared)):
