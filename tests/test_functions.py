@@ -19,7 +19,7 @@ from unwind.functions import Functions
 from unwind.image import Image
 from unwind.judge import Judge
 from unwind.rules import CfaRegister, Row
-from unwind.starts import Starts, find
+from unwind.starts import FoundStarts, Starts, find
 from unwind.symtab import STT
 
 R10 = 10
@@ -281,3 +281,22 @@ def _row(fde: Fde, vaddr: int) -> Row:
     if table is None:
         table = _TABLES[fde.start] = list(rows(fde, ARCH.vendor_opcodes))
     return next(row for row in table if row.start <= vaddr < row.end)
+
+
+def test_init_and_fini_begin_where_the_dynamic_section_says(tmp_path: Path) -> None:
+    """crti.o brings them, with neither CFI nor, once stripped, a symbol."""
+    need("gcc", "strip")
+    (tmp_path / "main.c").write_text("int main(void) { return 0; }\n")
+    run("gcc", "-O2", "main.c", "-o", "main", "-s", cwd=tmp_path).check_returncode()
+    image = Image(Elf((tmp_path / "main").read_bytes()))
+    assert MODEL is not None
+    starts = FoundStarts(image, MODEL, disassembler(MODEL))
+    functions = Functions(image, MODEL, disassembler(MODEL), starts)
+    for name in (".init", ".fini"):
+        section = image.elf.section(name)
+        assert section is not None
+        assert starts.around(section.vaddr + 4) == (section.vaddr, section.vaddr + section.size)
+        table = functions.table(section.vaddr + 4)  # behind sub $8, %rsp
+        row = table.row(section.vaddr + 4, False) if table is not None else None
+        assert row is not None
+        assert row.cfa == CfaRegister(7, 16)

@@ -71,7 +71,8 @@ class SHF:
 class DT:
     """d_tag (gABI 5 "Dynamic Section"; DT_GNU_HASH as binutils and glibc have it)."""
 
-    NULL, PLTGOT, HASH, STRTAB, SYMTAB, STRSZ, SYMENT, DEBUG = 0, 3, 4, 5, 6, 10, 11, 21
+    NULL, PLTGOT, HASH, STRTAB, SYMTAB, STRSZ, SYMENT = 0, 3, 4, 5, 6, 10, 11
+    INIT, FINI, DEBUG = 12, 13, 21
     GNU_HASH = 0x6FFF_FEF5
 
 

@@ -11,11 +11,11 @@ import sys
 from array import array
 from bisect import bisect_left, bisect_right
 
-from unwind.elf import SHF
+from unwind.elf import DT, SHF
 from unwind.errors import UnwindError
 from unwind.survey import survey
 
-__all__ = ["FoundStarts", "Starts", "code_of", "find", "find_starts"]
+__all__ = ["FoundStarts", "Starts", "code_of", "entry_points", "find", "find_starts"]
 
 # No function is longer, in bytes: following a million instructions takes seconds.
 _LONGEST = 1 << 20
@@ -124,8 +124,8 @@ class FoundStarts(Starts):
     def _neighbours(self, vaddr: int) -> Iterator[tuple[int, int, int]]:
         """By each that tells: the last start up to `vaddr`, its end, the next start."""
         image = self._image
-        entry = image.elf.header.entry
-        yield (entry, entry, vaddr + _LONGEST) if entry <= vaddr else (-1, -1, entry)
+        for start in entry_points(image):
+            yield (start, start, vaddr + _LONGEST) if start <= vaddr else (-1, -1, start)
         yield image.symbols.code_around(vaddr)
         if image.procedures is not None:
             starts = image.procedures.starts
@@ -150,6 +150,8 @@ def find(
     told = [] if untold else sorted(_told(image))
     gaps = list(_gaps(image, told))
     starts = {start for start, _ in told}
+    if not untold:
+        starts |= set(entry_points(image))
     parts: set[int] = set()
     if gaps:
         data = [s.data for s in image.segments if not s.executable]
@@ -204,9 +206,20 @@ def find_starts(image: Image, model: CodeModel, untold: bool = False) -> Iterato
                     and model.begins(image.at(pointer - 8), pointer)
                 ):
                     yield pointer
-    entry = image.elf.header.entry
-    if image.executable(entry):
-        yield entry
+    yield from entry_points(image)
+
+
+def entry_points(image: Image) -> list[int]:
+    """Where an image says that it is entered: by the kernel, and by the dynamic linker.
+
+    crti.o's _init and _fini have neither CFI nor, once stripped, a symbol.
+    """
+    elf = image.elf
+    found = [elf.header.entry]
+    for tag, value in elf.dynamic:
+        if tag in (DT.INIT, DT.FINI) and (vaddr := elf.to_vaddr(value)) is not None:
+            found.append(vaddr)
+    return [start for start in found if image.executable(start)]
 
 
 def _gaps(image: Image, told: Sequence[tuple[int, int]]) -> Iterator[tuple[int, memoryview]]:
