@@ -364,16 +364,12 @@ def _starts(code: memoryview, vaddr: int) -> Iterator[int]:
     """Where calls lead, what seems to be a function's address, and prologues behind a gap."""
     for n, word in _words(code, rb"[\x94-\x97]"):  # bl
         yield vaddr + 4 * n + _displacement(word, 26)
-    for n, word in _words(code, rb"[\x90\xb0\xd0\xf0]"):  # adrp, and the add that completes it
-        after = int.from_bytes(code[4 * n + 4 : 4 * n + 8], "little")
-        if after & 0xFFC0_0000 == 0x9100_0000 and after >> 5 & 31 == word & 31:
-            page = (word >> 5 & 0x7FFFF) << 2 | word >> 29 & 3
-            page = (page - (page >> 20 << 21)) << 12
-            target = ((vaddr + 4 * n) & -4096) + page + (after >> 10 & 0xFFF)
+    for n, word in _words(code, rb"[\x90\xb0\xd0\xf0]"):  # adrp
+        for target in _completed(code, vaddr, n, word):
             at = target - vaddr
             if 8 <= at < len(code) and _begins(code[at - 8 : at + 4], target):
                 yield target
-        elif _is_stub(code, n):
+        if _is_stub(code, n):
             yield vaddr + 4 * n
     jumps = {target for target, _ in _jumps(code, vaddr)}
     loops = {t for t, at in _jumps(code, vaddr) if code[at - vaddr + 3] & 0xFC != 0x14}
@@ -390,6 +386,18 @@ def _starts(code: memoryview, vaddr: int) -> Iterator[int]:
             # What is jumped to is a function if it is aligned so: by a tail call.
             if before in _PADDING if start in jumps else _ends(before):
                 yield start
+
+
+def _completed(code: memoryview, vaddr: int, n: int, adrp: int) -> Iterator[int]:
+    """The addresses that the ADDs near an ADRP, the word n, may make of its page."""
+    page = (adrp >> 5 & 0x7FFFF) << 2 | adrp >> 29 & 3
+    page = ((vaddr + 4 * n) & -4096) + ((page - (page >> 20 << 21)) << 12)
+    if page + 4096 <= vaddr or page >= vaddr + len(code):
+        return
+    for at in range(4 * n + 4, min(4 * n + 4 * _COMPLETED, len(code) & -4), 4):
+        word = int.from_bytes(code[at : at + 4], "little")
+        if word & 0xFFC0_0000 == 0x9100_0000 and word >> 5 & 31 == adrp & 31:
+            yield page + (word >> 10 & 0xFFF)
 
 
 def _is_gap(code: memoryview, n: int) -> bool:
@@ -442,6 +450,7 @@ def _ends(word: int) -> bool:
 
 
 _PADDING = (0, 0xD503_201F)  # udf, nop
+_COMPLETED = 16  # words behind an adrp in which its adds are looked for
 _PADDED = 64  # bytes of padding that are looked through
 
 

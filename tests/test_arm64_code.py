@@ -267,3 +267,29 @@ def test_functions_are_found_by_the_code_alone(tmp_path: Path) -> None:
     assert stubs is not None
     heads = set(MODEL.starts(image.at(stubs.vaddr, stubs.size), stubs.vaddr))
     assert {stubs.vaddr + 32 + 16 * n for n in range((stubs.size - 32) // 16)} <= heads
+
+
+def test_a_function_is_found_by_its_address_behind_a_call(tmp_path: Path) -> None:
+    assert MODEL is not None
+    source = """
+        .p2align 3
+    f:  stp x29, x30, [sp, #-16]!
+        adrp x9, g
+        mov w0, #12
+        mov x2, xzr
+        add x1, x9, :lo12:g
+        bl f
+        bl f
+    g:  sub sp, sp, #32
+        stp x30, x19, [sp, #16]
+        bl f
+        ldp x30, x19, [sp, #16]
+        add sp, sp, #32
+        ret
+    """
+    path = gcc(tmp_path, source, "-shared", "-nostdlib", name="f.s")
+    elf = Elf(path.read_bytes(), str(path))
+    section = elf.section(".text")
+    assert section is not None
+    code = Image(elf).at(section.vaddr, section.size)
+    assert section.vaddr + 28 in MODEL.starts(code, section.vaddr)
