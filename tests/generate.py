@@ -473,7 +473,8 @@ def _calling(program: Program, function: Function, n: int, call: Call) -> Iterat
             adjust = "TOLD" if call.told else "UNTOLD"
             yield f"\t\tr += MOVED_CALL({call.moved}, {adjust}, {glue}, n - 1);"
         case "qsort":
-            yield "\t\tlong pair[2] = { 2, 1 };\n\t\tsize_t size = sizeof(*pair);\n\t\tpassed = n - 1;"
+            yield "\t\tlong pair[2] = { 2, 1 };\n\t\tsize_t size = sizeof(*pair);"
+            yield "\t\tpassed = n - 1;"
             yield f'\t\tTRUTH_CALL(TRUTH_FOREIGN, "qsort|qsort_r", qsort, pair, 2, size, {glue});'
         case "lfind":
             yield "\t\tlong key = 1, one = 1;\n\t\tsize_t count = 1;\n\t\tpassed = n - 1;"
