@@ -55,7 +55,10 @@ class CoreSource(Source):
             self.warnings.append(
                 f"{files.executable}: where the main program lies is unknown; it was not used"
             )
-        self.space = AddressSpace(arch, modules, _regions(arch, self.memory, modules))
+        memory = self.memory
+        self.space = AddressSpace(
+            arch, modules, lambda: _regions(arch, memory, modules), is_code=memory.executable
+        )
         self.threads = tuple(self._threads(notes))
         if not self.threads:
             self.warnings.append("the core holds the registers of no thread (NT_PRSTATUS)")

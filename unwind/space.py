@@ -10,7 +10,7 @@ __all__ = ["AddressSpace", "Region", "regions_of"]
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Callable, Iterable, Iterator
 
     from unwind.architecture import Architecture
     from unwind.modules import Module
@@ -34,38 +34,47 @@ class AddressSpace:
     modules leaves them out: the modules' ranges serve, and `complete` is False, since code may lie
     elsewhere too; a source that knows but some of the mappings says so itself. `generation` goes
     up with each change, so that walkers know when what they remember no longer holds.
+
+    A core of a thousand threads has two thousand mappings, of which a walk wants to know whether
+    there is code: `regions` may be a function that makes them once they are asked for, and
+    `is_code` one that tells of some addresses that code may run there, and of none wrongly.
     """
 
     __slots__ = (
+        "_is_code",
+        "_make_regions",
         "_region_starts",
+        "_regions",
         "_starts",
         "_table",
         "arch",
         "complete",
         "generation",
         "modules",
-        "regions",
     )
 
     def __init__(
         self,
         arch: Architecture,
         modules: Iterable[Module],
-        regions: Iterable[Region] | None = None,
+        regions: Iterable[Region] | Callable[[], Iterable[Region]] | None = None,
         complete: bool = True,
+        is_code: Callable[[int], bool | None] | None = None,
     ):
         self.arch = arch
         self.generation = -1
-        self.replace(modules, regions, complete)
+        self.replace(modules, regions, complete, is_code)
 
     def replace(
         self,
         modules: Iterable[Module],
-        regions: Iterable[Region] | None = None,
+        regions: Iterable[Region] | Callable[[], Iterable[Region]] | None = None,
         complete: bool = True,
+        is_code: Callable[[int], bool | None] | None = None,
     ) -> None:
         """Everything that is mapped is this from now on."""
         self.generation += 1
+        self._is_code = is_code
         self.complete = complete and regions is not None
         modules = tuple(modules)
         ranges = sorted(
@@ -80,8 +89,23 @@ class AddressSpace:
         self._starts = [start for start, _, _ in ranges]
         self._table = [(end, module) for _, end, module in ranges]
         self.modules: tuple[Module, ...] = modules
-        self.regions: tuple[Region, ...] = tuple(sorted(regions, key=lambda region: region.start))
-        self._region_starts = [region.start for region in self.regions]
+        self._regions: tuple[Region, ...] | None = None
+        self._region_starts: list[int] = []
+        if callable(regions):
+            self._make_regions = regions
+        else:
+            given = tuple(regions)  # a generator may want what is there now
+            self._make_regions = lambda: given
+
+    @property
+    def regions(self) -> tuple[Region, ...]:
+        """The mappings, ascending."""
+        found = self._regions
+        if found is None:
+            found = tuple(sorted(self._make_regions(), key=lambda region: region.start))
+            self._region_starts = [region.start for region in found]
+            self._regions = found
+        return found
 
     def find(self, address: int) -> Module | None:
         """The module that has `address` in one of its ranges, or None."""
@@ -93,14 +117,17 @@ class AddressSpace:
 
     def region(self, address: int) -> Region | None:
         """The mapping that holds `address`, or None."""
+        regions = self.regions
         at = bisect_right(self._region_starts, address) - 1
         if at < 0:
             return None
-        region = self.regions[at]
+        region = regions[at]
         return region if address < region.end else None
 
     def executable(self, address: int) -> bool:
         """Whether code may run at `address`."""
+        if self._is_code is not None and self._is_code(address):
+            return True
         region = self.region(address)
         return region is not None and region.executable
 
