@@ -367,8 +367,9 @@ def _starts(code: memoryview, vaddr: int) -> Iterator[int]:
     for n, word in _words(code, rb"[\x90\xb0\xd0\xf0]"):  # adrp
         for target in _completed(code, vaddr, n, word):
             at = target - vaddr
-            if 8 <= at < len(code) and _begins(code[at - 8 : at + 4], target):
-                yield target
+            if 8 <= at < len(code) and target % 4 == 0:
+                if _begins(code[at - 8 : at + 4], target) or _makes_frame(code, at):
+                    yield target
         if _is_stub(code, n):
             yield vaddr + 4 * n
     jumps = {target for target, _ in _jumps(code, vaddr)}
@@ -398,6 +399,17 @@ def _completed(code: memoryview, vaddr: int, n: int, adrp: int) -> Iterator[int]
         word = int.from_bytes(code[at : at + 4], "little")
         if word & 0xFFC0_0000 == 0x9100_0000 and word >> 5 & 31 == adrp & 31:
             yield page + (word >> 10 & 0xFFF)
+
+
+def _makes_frame(code: memoryview, start: int) -> bool:
+    """Whether code makes a frame soon: compilers mix the prologue with what comes next."""
+    for at in range(start, min(start + 4 * _COMPLETED, len(code) & -4), 4):
+        word = int.from_bytes(code[at : at + 4], "little")
+        if _is_prologue(word):
+            return True
+        if word >> 26 in (0x05, 0x25) or word >> 25 in (0x2A, 0x6B) or word >> 26 & 0x1F == 0x0D:
+            return False  # b, bl; b.cond, br and the like; cbz, tbz
+    return False
 
 
 def _is_gap(code: memoryview, n: int) -> bool:

@@ -280,7 +280,8 @@ def test_a_function_is_found_by_its_address_behind_a_call(tmp_path: Path) -> Non
         add x1, x9, :lo12:g
         bl f
         bl f
-    g:  sub sp, sp, #32
+    g:  adrp x3, f
+        sub sp, sp, #32
         stp x30, x19, [sp, #16]
         bl f
         ldp x30, x19, [sp, #16]
