@@ -7,7 +7,7 @@ before it is used, and what is missing behind the document is missing in the mem
 from __future__ import annotations
 
 from unwind.elf import Header
-from unwind.errors import FormatError, SourceError, UnsupportedArchitecture
+from unwind.errors import FormatError, MemoryFault, SourceError, UnsupportedArchitecture
 from unwind.fields import Fields
 from unwind.mappings import MOST_MODULES
 from unwind.modules import Module, State
@@ -57,7 +57,8 @@ if TYPE_CHECKING:
     from unwind.unpack import Input
 
 _LARGEST = 1 << 25  # bytes of the document: that of 64 threads takes 50 KB
-_MOST_VALUES = 1 << 20  # in the document: each takes some 100 bytes as an object
+_MOST_VALUES = 1 << 19  # in the document: each takes some 100 bytes, and 1 us to look at
+_MOST_SEGMENTS = 1024  # of an image
 _LONGEST_SECTION = 1 << 30
 _STATES = (State.OK, State.MEMORY_ONLY, State.MISSING, State.MISMATCH)
 _TOP = 1 << 64
@@ -185,10 +186,12 @@ class _File:
         return found
 
     def _memory(self, said: Fields) -> RecordedMemory:
-        faults = {
-            (fault.at(0).signed_address(), fault.at(1).number(low=-_TOP)): fault.at(2).text()
-            for fault in said.items("faults")
-        }
+        faults = {}
+        for known in said.items("faults"):
+            (at, size), (address, missing) = [
+                (known.at(n).signed_address(), known.at(n + 1).number(low=-_TOP)) for n in (0, 2)
+            ]
+            faults[at, size] = MemoryFault(address, missing, known.at(4).text())
         return RecordedMemory(self._pieces(said.items("spans")), faults)
 
     def _space(self, said: Fields, arch: Architecture, images: list[RecordedImage]) -> AddressSpace:
@@ -229,6 +232,8 @@ class _File:
             (row.at(0).number(), *(row.at(n).address() for n in (1, 2, 3)))
             for row in said.items("segments")
         ]
+        if len(loads) > _MOST_SEGMENTS:
+            raise said.error(f"an image of {len(loads)} segments")
         sections: dict[str, list[RecordedSection]] = {
             place.text(): [] for place in said.items("places")
         }

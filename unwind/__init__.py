@@ -26,8 +26,9 @@ if TYPE_CHECKING:
     from unwind.image import Image
     from unwind.memory import Layers, Span
     from unwind.modules import Module, State
+    from unwind.recording import record
     from unwind.registers import Registers
-    from unwind.snapshot import Place, Signal, Snapshot, Source
+    from unwind.snapshot import Place, RecordedSource, Signal, Snapshot, Source
     from unwind.space import AddressSpace, Region
     from unwind.unwinder import Step, Stop, Unwinder, unwind
     from unwind.version import VERSION as __version__
@@ -47,6 +48,7 @@ __all__ = [
     "MissingPackage",
     "Module",
     "Place",
+    "RecordedSource",
     "Region",
     "Registers",
     "Signal",
@@ -65,6 +67,7 @@ __all__ = [
     "UnwindError",
     "Unwinder",
     "__version__",
+    "record",
     "unwind",
 ]
 
@@ -79,8 +82,9 @@ _HOMES = {
     "image": "Image",
     "memory": "Layers Span",
     "modules": "Module State",
+    "recording": "record",
     "registers": "Registers",
-    "snapshot": "Place Signal Snapshot Source",
+    "snapshot": "Place RecordedSource Signal Snapshot Source",
     "space": "AddressSpace Region",
     "unwinder": "Step Stop Unwinder unwind",
 }

@@ -91,7 +91,7 @@ class Patch:
 class Recording:
     """A memory that keeps what was read, in order: `reads` holds (address, bytes or None).
 
-    `faults` holds the errors behind the Nones.
+    `faults` holds the reads behind the Nones, (address, size), with their errors.
     """
 
     __slots__ = ("faults", "memory", "reads")
@@ -99,7 +99,7 @@ class Recording:
     def __init__(self, memory: Memory):
         self.memory = memory
         self.reads: list[tuple[int, bytes | None]] = []
-        self.faults: list[MemoryFault] = []
+        self.faults: list[tuple[int, int, MemoryFault]] = []
 
     def read(self, address: int, size: int) -> bytes:
         """The `size` bytes at `address`; a fault is recorded as None and raised again."""
@@ -107,7 +107,7 @@ class Recording:
             data = self.memory.read(address, size)
         except MemoryFault as fault:
             self.reads.append((address, None))
-            self.faults.append(fault)
+            self.faults.append((address, size, fault))
             raise
         self.reads.append((address, data))
         return data

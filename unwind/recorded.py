@@ -82,11 +82,14 @@ class _Pieces:
 
 
 class RecordedMemory:
-    """What was read of a memory: `spans` by address, and the `faults` by (address, size)."""
+    """What was read of a memory: `spans` by address, and the `faults` by (address, size).
 
-    def __init__(self, spans: Iterable[Piece], faults: Mapping[tuple[int, int], str]):
+    A fault may be of less than what was to be read.
+    """
+
+    def __init__(self, spans: Iterable[Piece], faults: Mapping[tuple[int, int], MemoryFault]):
         self._pieces = _Pieces(spans)
-        self.faults = faults
+        self.faults = dict(faults)
 
     @property
     def spans(self) -> Sequence[tuple[int, memoryview]]:
@@ -94,11 +97,14 @@ class RecordedMemory:
         return self._pieces.pieces
 
     def read(self, address: int, size: int) -> bytes:
-        """The `size` bytes at `address`; MemoryFault with the reason of the time, or NOT_KEPT."""
+        """The `size` bytes at `address`; the MemoryFault that there was, or one of its own."""
         found = self._pieces.at(address)
         if found is not None and size >= 0 and address + size <= found[0] + len(found[1]):
             return Span(*found).read(address, size)
-        raise MemoryFault(address, size, self.faults.get((address, size), NOT_KEPT))
+        fault = self.faults.get((address, size))
+        if fault is None:
+            raise MemoryFault(address, size, NOT_KEPT)
+        raise MemoryFault(fault.address, fault.size, fault.reason)
 
     def view(self, address: int) -> tuple[int, memoryview] | None:
         """The stretch around `address`, or None."""
@@ -179,25 +185,14 @@ class RecordedSymbols(SymbolTable):
     def __init__(self, named: Mapping[int, Symbol | None]):
         super().__init__(())
         self.named_at = dict(named)
-        self._known = sorted(
-            {symbol for symbol in self.named_at.values() if symbol is not None and symbol.size},
-            key=lambda symbol: (symbol.vaddr, -symbol.size, symbol.name),
-        )
-        self._starts = [symbol.vaddr for symbol in self._known]
 
     def find(self, vaddr: int) -> Symbol | None:
-        """The symbol that names `vaddr`; for a place nobody asked for, one that covers it."""
-        if vaddr in self.named_at:
-            return self.named_at[vaddr]
-        at = bisect_right(self._starts, vaddr) - 1
-        if at < 0:
-            return None
-        found = self._known[at]
-        return found if vaddr < found.vaddr + found.size else None
+        """The symbol that names `vaddr`; None also for a place that nobody asked for."""
+        return self.named_at.get(vaddr)
 
     def __iter__(self) -> Iterator[Symbol]:
-        """Those that were kept."""
-        return iter(self._known)
+        """Those that were kept, each once."""
+        return iter({symbol: None for symbol in self.named_at.values() if symbol is not None})
 
 
 class Conclusions:
@@ -336,13 +331,17 @@ def skeleton(header: Header, loads: Iterable[Sequence[int]], path: str) -> Elf:
     first = 16 + head.size
     try:
         kinds = bytes((header.elf_class // 32, 1 if order == "<" else 2, 1, header.osabi))
-        made = head.pack(
-            *(header.type, header.machine, header.version, header.entry, first, 0, header.flags),
-            *(first, row.size, len(rows), 0, 0, 0),
+        made = [b"\x7fELF", kinds.ljust(12, b"\0")]
+        made.append(
+            head.pack(
+                *(header.type, header.machine, header.version, header.entry, first, 0),
+                *(header.flags, first, row.size, len(rows), 0, 0, 0),
+            )
         )
         for flags, vaddr, file_size, memory_size in rows:
             middle = (nowhere, vaddr, 0, file_size, memory_size)
-            made += row.pack(1, flags, *middle, 0) if wide else row.pack(1, *middle, flags, 0)
+            fields = (1, flags, *middle, 0) if wide else (1, *middle, flags, 0)
+            made.append(row.pack(*fields))
     except (error, ValueError) as reason:
         raise FormatError(f"no header of an image: {reason}", path) from None
-    return Elf((b"\x7fELF" + kinds).ljust(16, b"\0") + made, path)
+    return Elf(b"".join(made), path)

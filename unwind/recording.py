@@ -40,7 +40,7 @@ if TYPE_CHECKING:
     from unwind.architecture import Architecture
     from unwind.dwarf.cfi import Fde
     from unwind.elf import Elf
-    from unwind.frames import Stack
+    from unwind.frames import Frame, Stack
     from unwind.pdr import Procedure
     from unwind.protocols import Memory
     from unwind.recorded import Piece
@@ -108,11 +108,19 @@ class _World:
         noted = snapshot.replace(memory=reading, space=self._space(snapshot.space))
         stack = unwinder.unwind(noted)
         for frame in stack.frames:
-            self.names.name(frame.module, frame.pc, frame.pc if frame.signal else frame.lookup_pc)
+            self._name(frame, noted.space)
             if judge is not None:
                 cross_check(judge, judge.place(noted, frame))
         memory.keep(reading, snapshot, self.arch)
         return stack
+
+    def _name(self, frame: Frame, space: AddressSpace) -> None:
+        """Look the name of a frame up as the writers do, the one of bare pcs among them."""
+        name = self.names.name
+        name(frame.module, frame.pc, frame.pc if frame.signal else frame.lookup_pc)
+        before = frame.pc - self.arch.call_size
+        if frame.called and before != frame.lookup_pc:
+            name(space.find(before), frame.pc, before)
 
     def _space(self, space: AddressSpace) -> AddressSpace:
         found = self.spaces.get(space)
@@ -150,15 +158,15 @@ class _Memory:
     def __init__(self, memory: Memory):
         self.memory = memory
         self.pieces: dict[int, bytes] = {}
-        self.faults: dict[tuple[int, int], str] = {}
+        self.faults: dict[tuple[int, int], MemoryFault] = {}
 
     def keep(self, reading: Recording, snapshot: Snapshot, arch: Architecture) -> None:
         """Take over what a walk has read, and the stack that it walked."""
         for address, data in reading.reads:
             if data is not None and len(data) > len(self.pieces.get(address, b"")):
                 self.pieces[address] = data
-        for fault in reading.faults:
-            self.faults[fault.address, fault.size] = fault.reason
+        for address, size, fault in reading.faults:
+            self.faults[address, size] = fault
         pointer = snapshot.registers.get(arch.sp)
         region = snapshot.space.region(arch.data_address(pointer)) if pointer is not None else None
         if pointer is None or region is None:
@@ -268,7 +276,7 @@ class _Image(Image):
             sections=sections,
             symbols=RecordedSymbols(self.names.found),
             procedure_data=self.table.kept() if self.table is not None else None,
-            told=self.told,
+            told=self.told.kept(),
         )
 
 
@@ -365,6 +373,10 @@ class _Conclusions(Conclusions):
 
         self.real = real
         self.analysis = EmulationSource(arch)
+
+    def kept(self) -> Conclusions:
+        """What was asked for, and no way to ask for more."""
+        return Conclusions(self.rows, self.extents, self.rows_from, self.stubs)
 
     def row(self, vaddr: int, called: bool) -> Row | NoRow:
         key = vaddr, called

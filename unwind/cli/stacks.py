@@ -10,7 +10,6 @@ import sys
 from unwind.cli.plumbing import Progress, wants_colour, warn
 from unwind.errors import SourceError
 from unwind.frames import End
-from unwind.snapshot import RecordedSource
 
 __all__ = [
     "add_file_options",
@@ -32,7 +31,7 @@ if TYPE_CHECKING:
     from unwind.frames import Frame
     from unwind.modules import Module
     from unwind.protocols import RowSource
-    from unwind.snapshot import Snapshot, Source
+    from unwind.snapshot import RecordedSource, Snapshot, Source
 
 _AT_ONCE = 100  # texts that are put out together: that of one thread is little for a system call
 
@@ -203,6 +202,8 @@ class _Report:
         snapshots = list(self.source.snapshots())
         for warning in self.source.warnings:
             self._warn(warning)
+        from unwind.snapshot import RecordedSource
+
         if isinstance(self.source, RecordedSource):
             self._warn_of_methods(self.source)
         wanted = self.options.thread
@@ -339,26 +340,29 @@ def _modules(snapshots: list[Snapshot]) -> list[Module]:
 
 
 def _replace(path: str, data: bytes, source: str) -> None:
-    """Write a file whole or not at all; not over the source, which may still be looked at."""
+    """Write a file whole or not at all; not over the source, which may still be looked at.
+
+    As of a core, it is for its owner's eyes: stacks hold whatever the program had in its hands.
+    """
     import os
 
+    if path == "-":
+        raise SourceError("--record: standard output is for the stacks", path)
     if os.path.exists(path):
         if os.path.exists(source) and os.path.samefile(path, source):
-            raise SourceError("it is what the stacks are read from", path)
-        if not os.path.isfile(path):  # a pipe, a terminal
+            raise SourceError("--record: the stacks are read from there", path)
+        if not os.path.isfile(path):  # a pipe, a device
             with open(path, "wb") as file:
                 file.write(data)
             return
     part = f"{path}.{os.getpid()}"
     try:
-        with open(part, "wb") as file:
+        with open(part, "xb", opener=lambda name, flags: os.open(name, flags, 0o600)) as file:
             file.write(data)
         os.replace(part, path)
     except BaseException:
-        try:
+        if os.path.exists(part):
             os.unlink(part)
-        except OSError:
-            pass
         raise
 
 

@@ -133,7 +133,10 @@ class _File:
         return _without_none(known)
 
     def _memory(self, memory: RecordedMemory) -> dict[str, Any]:
-        faults = [[hex(at), size, reason] for (at, size), reason in memory.faults.items()]
+        faults = [
+            [hex(at), size, hex(fault.address), fault.size, fault.reason]
+            for (at, size), fault in memory.faults.items()
+        ]
         return {"spans": self._keep(memory.spans), "faults": faults}
 
     def _image(self, image: RecordedImage) -> dict[str, Any]:
