@@ -135,6 +135,13 @@ def test_an_unknown_letter_is_skipped_by_the_length(unknown: bytes) -> None:
     assert one(CIE(augmentation="zR!", unknown=unknown)).cie.augmentation == "zR!"
 
 
+@pytest.mark.parametrize("letters", ["S", "B", "SB", "G"])
+def test_letters_without_data_need_no_length(letters: str) -> None:
+    """gas writes "S" into .debug_frame, where it has no z, for .cfi_signal_frame."""
+    found = one(CIE(augmentation=letters, pointers=ABSOLUTE), kind="debug_frame").cie
+    assert (found.signal, found.b_key, found.tagged) == tuple(c in letters for c in "SBG")
+
+
 def test_an_unknown_augmentation_without_length_is_refused() -> None:
     section = Section(FDE(0x5000, 0x20, cie=CIE(augmentation="hp", pointers=ABSOLUTE)))
     frames = section.frames()

@@ -56,7 +56,7 @@ def compare(cie: Cie, written: CIE) -> None:
         *(written.code_align, written.data_align, written.return_address),
         *(written.wide, written.segment_size),
     )
-    letters = written.augmentation[1:] if written.augmentation[:1] == "z" else ""
+    letters = written.augmentation.removeprefix("z")
     assert (cie.signal, cie.b_key, cie.tagged) == tuple(letter in letters for letter in "SBG")
     if "P" in letters and written.personality_encoding != DW_EH_PE.omit:
         assert cie.personality == written.personality

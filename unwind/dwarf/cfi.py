@@ -395,7 +395,9 @@ class _Augmentation:
             length, offset = reader.uleb(), reader.offset + reader.at
             self.data = reader.take(length)
             self._read(Reader(self.data, reader.encoding, offset), letters[1:])
-        elif letters not in ("", "eh") and not letters.startswith("armcc"):
+        elif letters.strip("SBG") == "":
+            self._read(reader, letters)  # without data: gas writes "S" into .debug_frame
+        elif letters != "eh" and not letters.startswith("armcc"):
             # Without a length there is no telling where the instructions begin. ARM's compiler
             # adds "armcc+" and no data.
             raise reader.error(f"augmentation {letters!r} is not known")

@@ -87,7 +87,7 @@ def cies(draw: st.DrawFn, target: Target, kind: Kind = "eh_frame") -> CIE:
 @st.composite
 def _augmentations(draw: st.DrawFn) -> str:
     if draw(st.integers(0, 5)) == 5:
-        return draw(st.sampled_from(["", "eh", "armcc+"]))
+        return draw(st.sampled_from(["", "eh", "armcc+", "S", "SB"]))
     letters = draw(st.lists(st.sampled_from("RLPSBG"), unique=True, max_size=6))
     # What nobody knows ends what can be read, so it stands last.
     return "z" + "".join(letters) + draw(st.sampled_from(["", "", "x"]))

@@ -60,6 +60,7 @@ class Cie:
     data_align: int
     return_address: int
     pointers: int  # the encoding of addresses: R, else absptr
+    signal: bool  # S: the code is a signal's trampoline
     program: bytes
     program_at: int
 
@@ -134,8 +135,7 @@ def rows(fde: Fde, *, aarch64: bool = False) -> list[Row]:
             if table.location == start:
                 cfa, rules, signed = table.cfa(), dict(table.rules), table.signed
         end = fde.end if table.location == start else min(table.location, fde.end)
-        signal = "S" in cie.augmentation and cie.augmentation[:1] == "z"
-        made.append(Row(start, end, cfa, rules, cie.return_address, origin, signal, signed))
+        made.append(Row(start, end, cfa, rules, cie.return_address, origin, cie.signal, signed))
         if table.location == start:
             break
     return made
@@ -368,37 +368,41 @@ def _cie(section: _Section, at: int, cursor: _Cursor) -> Cie:
         cursor.unsigned(address_size)
     code_align, data_align = cursor.uleb(), cursor.sleb()
     return_address = cursor.unsigned(1) if version == 1 else cursor.uleb()
-    pointers = DW_EH_PE.absptr
+    pointers, signal = DW_EH_PE.absptr, False
     if augmentation[:1] == "z":
         size = cursor.uleb()
         data = section.cursor(cursor.at, cursor.at + size)
         data.address_size = address_size
         cursor.skip(size)
-        pointers = _pointer_encoding(augmentation, data)
-    elif augmentation not in ("", "eh") and augmentation[:5] != "armcc":
+        pointers, signal = _letters(augmentation, data)
+    elif all(letter in "SBG" for letter in augmentation):  # gas, in .debug_frame
+        signal = "S" in augmentation
+    elif augmentation != "eh" and augmentation[:5] != "armcc":
         raise Invalid(f"augmentation {augmentation!r}")
     program = section.data[cursor.at : cursor.end]
     return Cie(
         *(section, at, version, augmentation, address_size, segment_size),
-        *(code_align, data_align, return_address, pointers, program, cursor.at),
+        *(code_align, data_align, return_address, pointers, signal, program, cursor.at),
     )
 
 
-def _pointer_encoding(augmentation: str, data: _Cursor) -> int:
-    """R's encoding: LSB Core 5.0 §10.6.1.1.1. An unknown letter ends what can be read."""
-    found = DW_EH_PE.absptr
+def _letters(augmentation: str, data: _Cursor) -> tuple[int, bool]:
+    """R's encoding, and whether S is there: LSB Core 5.0 §10.6.1.1.1; an unknown letter ends it."""
+    encoding, signal = DW_EH_PE.absptr, False
     for letter in augmentation[1:]:
         if letter == "R":
-            found = data.unsigned(1)
+            encoding = data.unsigned(1)
         elif letter == "L":
             data.unsigned(1)
         elif letter == "P":
-            encoding = data.unsigned(1)
-            if encoding != DW_EH_PE.omit:
-                data.pointer(encoding & ~DW_EH_PE.indirect, 0)
-        elif letter not in "SBG":
+            of_routine = data.unsigned(1)
+            if of_routine != DW_EH_PE.omit:
+                data.pointer(of_routine & ~DW_EH_PE.indirect, 0)
+        elif letter == "S":
+            signal = True
+        elif letter not in "BG":
             break
-    return found
+    return encoding, signal
 
 
 def _fde(section: _Section, at: int, cie_at: int, cursor: _Cursor) -> Fde:
