@@ -61,17 +61,39 @@ def test_a_frame_record_at_the_bottom(tmp_path: Path) -> None:
         """,
     )
     assert cfas(rows) == [(SP, 0)] * 2 + [(SP, 48)] + [(X29, 48)] * 4 + [(SP, 0)]
-    assert [row and row.rules.get(X30) for row in rows][2:] == [None] * 6
+    assert [row and row.rules.get(X30) for row in rows][2:] == [Offset(-40)] * 5 + [None]
     assert rows[5] is not None
-    assert rows[5].rules == {X19: Offset(-32), X29: Offset(-48)}
+    saved = {X19: Offset(-32), X19 + 1: Offset(-24), X29: Offset(-48), X30: Offset(-40)}
+    assert rows[5].rules == saved
+
+
+def test_a_slot_stands_for_a_register_that_changes_further_down_in_a_loop(tmp_path: Path) -> None:
+    rows = rows_of(
+        tmp_path,
+        """
+        stp x29, x30, [sp, #-32]!
+        str x19, [sp, #16]
+    1:  cbz x0, 2f
+        bl f
+        mov x19, x0
+        b 1b
+    2:  ldr x19, [sp, #16]
+        ldp x29, x30, [sp], #32
+        ret
+        """,
+    )
+    assert rows[2] is not None
+    assert rows[2].rules == {X19: Offset(-16), X29: Offset(-32), X30: Offset(-24)}
+    assert rows[8] is not None
+    assert rows[8].rules == {}
 
 
 def test_a_call_under_way_has_lost_the_link_register(tmp_path: Path) -> None:
-    table = table_of(tmp_path, "stp x29, x30, [sp, #-16]!\nbl f\nldp x29, x30, [sp], #16\nret\n")
+    table = table_of(tmp_path, "mov x19, x30\nbl f\nmov x30, x19\nret\n")
     here, called = table.row(4), table.row(4, called=True)
     assert here is not None
     assert called is not None
-    assert (here.rules.get(X30), called.rules.get(X30)) == (None, Offset(-8))
+    assert (here.rules.get(X30), called.rules.get(X30)) == (None, InRegister(X19))
 
 
 @pytest.mark.parametrize(

@@ -420,11 +420,10 @@ def _row(state: State, model: CodeModel, function: int, called: bool) -> Row | N
         if rule is None:
             return None
         rules[column] = rule
-    elif model.keeps_slots and RETURN_ADDRESS in where:
-        # A signal in the delay slot of a call leaves the pc at the call, which has set ra already.
-        rule = _saved_at(where[RETURN_ADDRESS], state)
-        if rule is not None:
-            rules[column] = rule
+    elif model.keeps_slots and where.get(RETURN_ADDRESS, (0, 0))[0] == CFA:
+        # In a loop a call has changed the register when control comes back. And a signal in the
+        # delay slot of a call leaves the pc at the call, which has set ra already.
+        rules[column] = Offset(where[RETURN_ADDRESS][1])
     origin = Origin("code", note=f"the code from {function:#x} on")
     return Row(0, 0, cfa, rules, column, origin)
 

@@ -76,7 +76,9 @@ class CodeModel(Value):
     entry_slots: Mapping[Symbolic, Symbolic]
     saved: tuple[int, ...]  # what a function gives back as it was
     bases: tuple[int, ...]  # which registers may carry the CFA, best first
-    keeps_slots: bool  # a slot stands for its register even after that was restored
+    # A slot stands for its register even while that holds the same. It must where the register
+    # changes further down in a loop: a state is that of the way by which a place is come to first.
+    keeps_slots: bool
     red_zone: int
     calls: frozenset[str]  # mnemonics
     padding: frozenset[str]  # mnemonics of what fills the gaps between functions
