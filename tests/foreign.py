@@ -230,6 +230,13 @@ def _cases(target: Target) -> Iterator[ForeignCase]:
     for mode in ("null", "unmapped", "data", "heap"):
         yield case(f"pointer-{mode}", "pointers.c", arguments=mode, trust=("link_register",))
     if target is ARM64:
+        for name, flags in (("", OMIT), ("-frame-pointers", FRAME_POINTERS), ("-neither", NEITHER)):
+            yield case(
+                f"tagged-stack{name}",
+                "tags.c",
+                flags=(*flags, "-march=armv8.5-a+memtag"),
+                trust=("emulation",) * bool(name),
+            )
         # The list of libraries begins in the page that the program has taken away.
         yield case(
             "procedure-linkage-table",

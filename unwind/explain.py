@@ -29,7 +29,7 @@ def explain(unwinder: Unwinder, place: Place) -> Explanation:
     activation = Activation(place.registers, memory, unwinder.arch, bias)
     name = unwinder.arch.register_name
     try:
-        cfa = activation.cfa(row)
+        cfa = activation.cfa_pointer(row)
     except UnwindError as error:
         said = RuleExplanation("CFA", cfa_formula(row.cfa, name), problem=str(error))
         return Explanation(row, result.trust, (said,), result.refused)

@@ -55,14 +55,15 @@ def apply(
     absent in the result.
     """
     activation = Activation(registers, memory, arch, bias)
-    cfa = activation.cfa(row)
+    pointer = activation.cfa_pointer(row)
+    cfa = arch.data_address(pointer)
     caller = Registers(registers)
     column = row.return_address
     for number, rule in {**arch.defaults, **row.rules}.items():
         if number == column:
             continue
         try:
-            value = activation.restored(number, rule, cfa)
+            value = activation.restored(number, rule, pointer)
         except UnwindError:
             value = None
         if value is None:
@@ -97,11 +98,18 @@ class Activation:
 
     def cfa(self, row: Row) -> int:
         """The canonical frame address."""
+        return self.arch.data_address(self.cfa_pointer(row))
+
+    def cfa_pointer(self, row: Row) -> int:
+        """The CFA as the registers have it: with the tag of a tagged stack (arm64 MTE).
+
+        The caller's stack pointer had that tag, too.
+        """
         match row.cfa:
             case CfaRegister(number=number, offset=offset):
-                return self.arch.data_address(self._wrap(self.registers[number] + offset))
+                return self._wrap(self.registers[number] + offset)
             case CfaExpression(code=code):
-                return self.arch.data_address(self._evaluate(code))
+                return self._evaluate(code)
             case None:
                 raise FormatError("no rule for the CFA", row.origin.section, row.origin.fde)
 
@@ -117,7 +125,10 @@ class Activation:
         return self.registers[column]
 
     def restored(self, number: int, rule: Rule, cfa: int) -> int | None:
-        """The caller's value of register `number`, None where it is lost (DWARF 5 §6.4.1)."""
+        """The caller's value of register `number`, None where it is lost (DWARF 5 §6.4.1).
+
+        `cfa` is what `cfa_pointer` gives.
+        """
         match rule:
             case Undefined():
                 return None

@@ -40,6 +40,7 @@ class ScanSource:
         sp = place.registers.get(arch.sp)
         if sp is None:
             return NoRow("the stack pointer is not known")
+        sp = arch.data_address(sp)
         start = -(-sp // arch.word) * arch.word
         likely: Row | None = None
         for address in range(start, start + arch.word * _MOST_WORDS, arch.word):
@@ -84,7 +85,8 @@ class ScanSource:
             return self._bare(place, offset) if self._is_stub(place, target) else None
         try:
             row = self.emulation.row_from(module.image, called, place.vaddr, place.called)
-            if row is not None and self._slot(row, place) == place.registers[self.arch.sp] + offset:
+            sp = self.arch.data_address(place.registers[self.arch.sp])
+            if row is not None and self._slot(row, place) == sp + offset:
                 return row
         except UnwindError:
             pass
