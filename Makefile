@@ -9,12 +9,13 @@
 
 PYTHON ?= python3
 ARGS ?=
+TIME ?= 60
 
 TEST = .venv-test/bin/python
 SOURCES := $(shell find unwind/ arch transports bpf share -type f ! -name '*.pyc' 2>/dev/null)
 
 .PHONY: help demo test test-kernel lint bench agreement docs packages clean
-.PHONY: oracle oracle-rows oracle-programs
+.PHONY: oracle oracle-rows oracle-programs fuzz
 .DELETE_ON_ERROR:
 
 help:  ## this list
@@ -43,6 +44,11 @@ oracle-rows: packages .venv-test/ready  ## rows and instructions against readelf
 oracle-programs: packages .venv-test/ready  ## random programs, crashed at random, on all processors
 	$(TEST) -m tools.programs $(ARGS)
 
+fuzz: packages .venv-test/ready  ## TIME=60 ARGS="elf core": look for bytes that break a reader
+	@$(TEST) tools/requirements.py fuzz >.venv-test/fuzz.txt
+	@$(TEST) -m pip install --quiet --disable-pip-version-check -r .venv-test/fuzz.txt
+	$(TEST) -m tools.fuzz --time $(TIME) $(ARGS)
+
 bench: packages .venv-test/ready .venv/ready  ## measure, and write the table of BENCHMARKS.md
 	$(TEST) -m tools.bench $(ARGS)
 
@@ -53,7 +59,7 @@ docs: .venv-test/ready  ## make man pages and completion from the commands' pars
 	$(TEST) -m tools.make_docs
 
 clean:  ## remove the environments and all that was built
-	rm -rf .venv .venv-test .kernels .agreement build dist *.egg-info
+	rm -rf .venv .venv-test .kernels .agreement .fuzz build dist *.egg-info
 	rm -rf .hypothesis .mypy_cache .pytest_cache .ruff_cache .coverage
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
