@@ -61,6 +61,16 @@ class PlainParser:
     def __init__(self) -> None:
         self._arguments: list[_Argument] = []
         self._rivals: PlainParser | None = None
+        self._is_plain = True
+
+    def add_subparsers(self, *, metavar: str, dest: str, required: bool) -> PlainParser:
+        """What makes the parsers of subcommands. A line with one is left to argparse."""
+        self._is_plain = False
+        return PlainParser()
+
+    def add_parser(self, name: str, *, description: str, add_help: bool) -> PlainParser:
+        """The parser of one subcommand, which nothing asks."""
+        return PlainParser()
 
     def add_argument_group(self, title: str) -> PlainParser:
         """The parser itself: groups are for the help."""
@@ -82,12 +92,16 @@ class PlainParser:
         metavar: str = "",
         help: str = "",
         version: str = "",
+        required: bool = False,
     ) -> None:
         """An option or, where the name begins with no dash, an argument by its position."""
+        self._is_plain = self._is_plain and not required  # whether it is there, argparse sees
         self._arguments.append(_Argument(names, action, default, type, choices, self._rivals))
 
     def parse(self, words: Sequence[str]) -> dict[str, object] | None:
         """The values by their names, or None where the line is not plain."""
+        if not self._is_plain:
+            return None
         known = [argument for argument in self._arguments if argument.action in _PLAIN]
         values = {argument.name: argument.default for argument in known}
         options = {name: argument for argument in known for name in argument.options}

@@ -28,7 +28,13 @@ from unwind.testing import assembler as cfa
 from unwind.testing.choices import Choices
 from unwind.testing.dialects import Dialect
 
-__all__ = ["Body", "body", "cfa_instruction", "rule_instruction"]
+__all__ = ["ADVANCES", "Body", "body", "cfa_instruction", "rule_instruction"]
+
+
+# What the programs made here step forward with.
+ADVANCES = frozenset(
+    {DW_CFA.advance_loc, DW_CFA.advance_loc1, DW_CFA.advance_loc2, DW_CFA.advance_loc4}
+)
 
 
 @dataclass(frozen=True)
@@ -44,17 +50,24 @@ class Body:
     site: int
 
 
-def body(choices: Choices, dialect: Dialect, wanted: Sequence[Instruction], called: bool) -> Body:
+def body(
+    choices: Choices,
+    dialect: Dialect,
+    wanted: Sequence[Instruction],
+    called: bool,
+    trampoline: bool = False,
+) -> Body:
     """A body in which the `wanted` instructions, after those of the CIE, make the site's row.
 
     The first of them defines the CFA whole. `called`: a call ends at the site; the row must hold
-    within it, and may end with it.
+    within it, and may end with it. No call leads to a `trampoline`, so some unwinders look it up
+    at the site and some before it: its row holds at both.
     """
     steps: list[tuple[int, Instruction]] = []
     here = _prologue(choices, dialect, wanted, steps)
     unit = dialect.unit
     site = here + unit * choices.integer(0, 5) + (len(dialect.call) if called else 0)
-    end = site if called else site + unit
+    end = site if called and not trampoline else site + unit
     if choices.chance(3):  # after a call of a function that does not return, another one begins
         return Body(_placed(choices, dialect, steps), end, site)
     if not choices.chance(3):
@@ -86,6 +99,8 @@ def _prologue(
             steps.append((here, cfa.restore_state()))
             steps += [(here, each) for each in wanted]
         case _:
+            # gas moves what stands at offset 0 into the CIE, and then that is what is restored.
+            here = unit * choices.integer(1, 4)
             for each in _noise(choices, dialect):
                 steps.append((here, each))
                 here += unit * choices.integer(1, 80)
@@ -96,10 +111,10 @@ def _prologue(
 
 
 def _epilogue(
-    choices: Choices, dialect: Dialect, steps: list[tuple[int, Instruction]], site: int
+    choices: Choices, dialect: Dialect, steps: list[tuple[int, Instruction]], end: int
 ) -> int:
-    """Puts other rules behind the site, some of them right behind it; the offset of the last."""
-    here = site + dialect.unit * choices.integer(0, 2)
+    """Puts other rules behind `end`, some of them right there; the offset of the last."""
+    here = end + dialect.unit * choices.integer(0, 2)
     steps.append((here, cfa.remember_state()))
     for each in _noise(choices, dialect):
         steps.append((here, each))

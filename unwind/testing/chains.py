@@ -50,8 +50,7 @@ class Function:
     start: int  # a vaddr
     body: Body
     cie: CIE
-    called: bool
-    callee: str = ""  # the function that is called at the site
+    calls: bool  # a call ends at the site
 
     @property
     def pc(self) -> int:
@@ -101,21 +100,23 @@ def chain(
     *,
     bias: int = 0,
     text: int = 0x2_0000,
+    least: int = 0,
     most: int = 8,
     signals: bool = True,
     tame: bool = False,
 ) -> Chain:
-    """A chain of up to `most` + 1 frames, whose code lies around vaddr `text`.
+    """A chain of `least` + 1 to `most` + 1 frames, whose code lies around vaddr `text`.
 
     `tame`: without what only few unwinders claim to know (a CFA on another stack, a trampoline
     whose column is the pc).
     """
-    return _Builder(choices, dialect, bias, text, tame).build(most, signals)
+    return _Builder(choices, dialect, bias, text, tame).build(least, most, signals)
 
 
 class _Builder:
     def __init__(self, choices: Choices, dialect: Dialect, bias: int, text: int, tame: bool):
         self.choices, self.dialect, self.bias, self.tame = choices, dialect, bias, tame
+        self.signs = dialect.pac and choices.chance(3)  # compiled with -mbranch-protection
         self.word = dialect.arch.word
         self.mask = (1 << 8 * self.word) - 1
         self.low = self.high = text  # where functions lie
@@ -128,10 +129,10 @@ class _Builder:
         self.values: dict[int, int] = {}
         self.needed: set[int] = set()  # by rows further out
 
-    def build(self, most: int, signals: bool) -> Chain:
+    def build(self, least: int, most: int, signals: bool) -> Chain:
         """The chain; of its frames only the innermost and what a signal stopped made no call."""
         choices = self.choices
-        kinds = [signals and choices.chance(8) for _ in range(choices.integer(0, most))]
+        kinds = [signals and choices.chance(8) for _ in range(choices.integer(least, most))]
         if kinds:
             kinds[-1] = False  # innermost: a handler, not the trampoline
         self.values = {register: self.value() for register in self.dialect.saved}
@@ -177,7 +178,7 @@ class _Builder:
         if dialect.link is None:  # the call pushed it
             slots.remove(home)
         pc = self.frames[-1].function.pc + self.bias
-        signed = dialect.pac and choices.chance(3)
+        signed = self.signs and not choices.chance(4)
         stored = pc | choices.bits(7) << 48 if signed else pc
         self.values = dict(caller)
         kept = choices.some(dialect.saved, min(6, len(slots) // 2))
@@ -259,7 +260,7 @@ class _Builder:
         wanted: list[Instruction] = [cfa_instruction(cfa_rule)]
         wanted += [rule_instruction(dialect, r, rule) for r, rule in rules.items()]
         wanted += [negate_ra_state()] if signed else []
-        made = body(choices, dialect, wanted, called)
+        made = body(choices, dialect, wanted, called, trampoline=signal)
         cie = CIE(
             dialect.initial,
             version=choices.pick((1, 3)),
@@ -269,7 +270,7 @@ class _Builder:
             return_address=column if signal else dialect.arch.return_address,
         )
         name = f"{'trampoline' if signal else 'f'}{len(self.functions)}"
-        function = Function(name, self.place(made.size), made, cie, called)
+        function = Function(name, self.place(made.size), made, cie, called and not signal)
         self.functions.append(function)
         pc = function.pc + self.bias
         self.values[dialect.sp] = self.sp

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import struct
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -23,6 +23,7 @@ __all__ = [
     "R",
     "W",
     "X",
+    "stack_pages",
 ]
 
 PAGE = 4096
@@ -31,7 +32,8 @@ R, W, X = 4, 2, 1
 NT_PRSTATUS, NT_PRPSINFO, NT_AUXV = 1, 3, 6
 NT_SIGINFO, NT_FILE = 0x53494749, 0x46494C45
 
-AT_PHDR, AT_PHENT, AT_PHNUM, AT_BASE, AT_ENTRY, AT_EXECFN, AT_VDSO = 3, 4, 5, 7, 9, 31, 33
+AT_PHDR, AT_PHENT, AT_PHNUM, AT_BASE, AT_ENTRY = 3, 4, 5, 7, 9
+AT_HWCAP, AT_EXECFN, AT_VDSO = 16, 31, 33
 
 
 @dataclass
@@ -153,6 +155,20 @@ class Core:
         return ident + self.pack("HHIPPPIHHHHHH", *numbers, shentsize, 1 if sections else 0, 0)
 
     def _program(self, kind: int, flags: int, at: int, start: int, size: int, memory: int) -> bytes:
+        align = PAGE if kind == 1 else 4  # BFD takes the notes' for how they are padded
         if self.bits == 64:
-            return self.pack("IIQQQQQQ", kind, flags, at, start, 0, size, memory, PAGE)
-        return self.pack("IIIIIIII", kind, at, start, 0, size, memory, flags, PAGE)
+            return self.pack("IIQQQQQQ", kind, flags, at, start, 0, size, memory, align)
+        return self.pack("IIIIIIII", kind, at, start, 0, size, memory, flags, align)
+
+
+def stack_pages(stacks: Sequence[tuple[int, bytes]]) -> list[tuple[int, bytes]]:
+    """The same memory in whole pages, as a core has it; what lies between is zero."""
+    found: list[tuple[int, bytearray]] = []
+    for at, data in sorted(stacks):
+        start, end = at & -PAGE, at + len(data) + PAGE - 1 & -PAGE
+        if not found or start > found[-1][0] + len(found[-1][1]):
+            found.append((start, bytearray()))
+        low, pages = found[-1]
+        pages.extend(bytes(max(end - low - len(pages), 0)))
+        pages[at - low : at - low + len(data)] = data
+    return [(start, bytes(pages)) for start, pages in found]

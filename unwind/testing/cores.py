@@ -8,13 +8,13 @@ from dataclasses import dataclass, field
 from hypothesis import strategies as st
 
 from unwind.testing.chains import Chain, Known
-from unwind.testing.core_files import Core, Load, R, W, X
+from unwind.testing.core_files import PAGE, Core, Load, R, W, X, stack_pages
 from unwind.testing.damaged import wounded
 from unwind.testing.elves import elf_areas
-from unwind.testing.images import FIRST, PAGE, image
+from unwind.testing.images import FIRST, image
 from unwind.testing.snapshots import NAMES, chains
 
-__all__ = ["CoreMade", "core_files", "core_of", "damaged_core_files", "stack_pages"]
+__all__ = ["CoreMade", "core_files", "core_of", "damaged_core_files"]
 
 _SIGSEGV = 11
 
@@ -60,19 +60,6 @@ def core_of(made: Chain, file: bytes, files: bool = True, name: str = "/chain.so
     core.loads += [Load(at, data, flags=R | W) for at, data in stack_pages(made.stacks)]
     core.loads.sort(key=lambda load: load.start)
     return core
-
-
-def stack_pages(stacks: Sequence[tuple[int, bytes]]) -> list[tuple[int, bytes]]:
-    """The same memory in whole pages, as a core has it; what lies between is zero."""
-    found: list[tuple[int, bytearray]] = []
-    for at, data in sorted(stacks):
-        start, end = at & -PAGE, at + len(data) + PAGE - 1 & -PAGE
-        if not found or start > found[-1][0] + len(found[-1][1]):
-            found.append((start, bytearray()))
-        low, pages = found[-1]
-        pages.extend(bytes(max(end - low - len(pages), 0)))
-        pages[at - low : at - low + len(data)] = data
-    return [(start, bytes(pages)) for start, pages in found]
 
 
 @st.composite

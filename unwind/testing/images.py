@@ -8,15 +8,15 @@ from typing import TYPE_CHECKING
 from unwind.elf import ET, PT
 from unwind.testing.assembler import FDE, Section
 from unwind.testing.chains import Chain, Function
+from unwind.testing.core_files import PAGE
 from unwind.testing.dialects import Dialect
 from unwind.testing.elf_files import Sect, Seg, make_elf
 
 if TYPE_CHECKING:
     from unwind.dwarf.cfi import Kind
 
-__all__ = ["FIRST", "PAGE", "code_of", "image", "section_of"]
+__all__ = ["FIRST", "code_of", "image", "section_of"]
 
-PAGE = 0x1000
 FIRST = 0x1_0000  # the lowest vaddr
 
 
@@ -54,7 +54,7 @@ def code_of(chain: Chain) -> tuple[int, bytes]:
     dialect = chain.dialect
     code = bytearray(dialect.nop * ((end - start) // len(dialect.nop)))
     for each in functions:
-        if each.called:
+        if each.calls:
             at = each.pc - start
             code[at - len(dialect.call) : at] = dialect.call
     return start, bytes(code)

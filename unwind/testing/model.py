@@ -381,8 +381,19 @@ def _cie(section: _Section, at: int, cursor: _Cursor) -> Cie:
         raise Invalid(f"augmentation {augmentation!r}")
     program = section.data[cursor.at : cursor.end]
     return Cie(
-        *(section, at, version, augmentation, address_size, segment_size),
-        *(code_align, data_align, return_address, pointers, signal, program, cursor.at),
+        section=section,
+        offset=at,
+        version=version,
+        augmentation=augmentation,
+        address_size=address_size,
+        segment_size=segment_size,
+        code_align=code_align,
+        data_align=data_align,
+        return_address=return_address,
+        pointers=pointers,
+        signal=signal,
+        program=program,
+        program_at=cursor.at,
     )
 
 
