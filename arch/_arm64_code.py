@@ -501,6 +501,7 @@ MODEL = CodeModel(
     saved=_SAVED,
     bases=(X29, SP, *range(9, 18), *range(X19, X29), *range(9)),
     keeps_slots=True,
+    frame_record=True,
     red_zone=0,
     calls=frozenset("bl blr blraa blrab blraaz blrabz".split()),
     padding=frozenset({"nop", "udf"}),

@@ -446,6 +446,7 @@ def _model(byteorder: ByteOrder) -> CodeModel:
         saved=_SAVED,
         bases=(S8, SP, *range(16, 24), *range(1, 16), 24, 25),
         keeps_slots=True,
+        frame_record=False,
         red_zone=0,
         calls=frozenset("jal jalr jalr.hb jalx bal bltzal bgezal bltzall bgezall".split()),
         padding=frozenset({"nop"}),

@@ -519,6 +519,7 @@ MODEL = CodeModel(
     saved=_SAVED,
     bases=(RBP, RSP, 10, 11, RBX, 12, 13, 14, 15, RAX, RDX, RCX, RSI, RDI, 8, 9),
     keeps_slots=True,
+    frame_record=True,
     red_zone=128,
     calls=frozenset({"call", "bnd call", "notrack call"}),
     padding=frozenset({"nop", "int3", "data16 nop"}),

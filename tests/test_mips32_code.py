@@ -250,3 +250,21 @@ def test_functions_are_found_in_code_that_nothing_describes(
     result = compare(str(built), told=False)
     assert result.share_of_calls >= 0.97
     assert result.share >= 0.95
+
+
+def test_a_register_that_points_into_the_frame_is_no_frame_pointer(
+    target: Target, tmp_path: Path
+) -> None:
+    """ld.so's relocation loop: s8 walks on from the middle of the frame."""
+    code = """
+        addiu $sp, $sp, -64
+        sw $ra, 60($sp)
+        sw $s8, 56($sp)
+        addiu $s8, $sp, 16
+    1:  lw $a0, 0($s8)
+        bne $a0, $zero, 1b
+        addiu $s8, $s8, 4
+        lw $ra, 60($sp)
+    """
+    table = follow(target, tmp_path, code)
+    assert [at(table, n) for n in (4, 5, 7)] == [(SP, 64, Offset(-4))] * 3

@@ -445,10 +445,17 @@ def _return_address(
 
 def _cfa(state: State, model: CodeModel) -> CfaRule | None:
     """How the CFA is had: from a register, else from where one was saved (gcc's DRAP)."""
+    stack = state.registers.get(model.sp)
     for register in model.bases:
         value = state.registers.get(register)
-        if value is not None and value[0] == CFA:
-            return CfaRegister(register, -value[1])
+        if value is None or value[0] != CFA:
+            continue
+        if register != model.sp and stack is not None and stack[0] == CFA:
+            # It may point into the frame for another reason, and further down in a loop elsewhere.
+            record = state.slots.get(value) == (register, 0)
+            if not (record if model.frame_record else value == stack):
+                continue
+        return CfaRegister(register, -value[1])
     for slot, (symbol, offset) in state.slots.items():
         if symbol == CFA:
             address = _address(slot, state)

@@ -79,6 +79,8 @@ class CodeModel(Value):
     # A slot stands for its register even while that holds the same. It must where the register
     # changes further down in a loop: a state is that of the way by which a place is come to first.
     keeps_slots: bool
+    # A frame pointer points to where its old value is saved; else to the bottom of the frame.
+    frame_record: bool
     red_zone: int
     calls: frozenset[str]  # mnemonics
     padding: frozenset[str]  # mnemonics of what fills the gaps between functions
