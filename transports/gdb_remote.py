@@ -68,18 +68,23 @@ class RemoteSource(Source):
         ids = self._ids(client.threads())
         self.pid = self._pid(ids) if auxv else None
         self.signal = self._signal()
-        auxv_words = read_auxv(auxv, self.arch)
-        self.command = self._command(ids[0].pid, auxv_words)
-        modules = self._modules(auxv_words, files)
+        self._auxv = read_auxv(auxv, self.arch)
+        self.command = self._command(ids[0].pid, self._auxv)
+        self.space = AddressSpace(self.arch, [])
+        self.update(files)
         self.warnings += files.warnings
         if files.executable and not files.main_wanted:
             self.warnings.append(
                 f"{files.executable}: where the main program lies is unknown; it was not used"
             )
+        self.threads = tuple(self._threads(ids))
+
+    def update(self, files: Files) -> None:
+        """Read anew which modules there are: at first, and when the target has run."""
+        modules = self._modules(self._auxv, files)
         # What else is mapped nobody tells: code may lie there, made at run time or of the kernel.
         regions = [region for module in modules for region in _regions(module)]
-        self.space = AddressSpace(self.arch, modules, regions, complete=False)
-        self.threads = tuple(self._threads(ids))
+        self.space.replace(modules, regions, complete=False)
 
     def snapshots(self) -> Iterator[Snapshot]:
         """The threads of the target, the one that stopped first before the others."""
