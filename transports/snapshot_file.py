@@ -60,6 +60,7 @@ _LARGEST = 1 << 25  # bytes of the document: that of 64 threads takes 50 KB
 _MOST_VALUES = 1 << 19  # in the document: each takes some 100 bytes, and 1 us to look at
 _MOST_SEGMENTS = 1024  # of an image
 _LONGEST_SECTION = 1 << 30
+_KINDS = ("eh_frame", "debug_frame", "pdr", "sframe")
 _STATES = (State.OK, State.MEMORY_ONLY, State.MISSING, State.MISMATCH)
 _TOP = 1 << 64
 
@@ -240,7 +241,9 @@ class _File:
         for section in said.items("cfi"):
             found = self._section(section, header)
             sections.setdefault(section.text("place"), []).append(found)
-        analysis = said.fields("analysis")
+        kinds = [kind.text() for kind in said.items("unwind")]
+        if not set(kinds) <= set(_KINDS):
+            raise said.error(f"one of {kinds} describes no frames")
         entries = None
         if "pdr" in said:
             pieces = self._pieces(iter([said.fields("pdr")]))
@@ -249,13 +252,13 @@ class _File:
             skeleton(header, loads, said.text("file", "")),
             said.text("path") if "path" in said else None,
             said.raw("build_id"),
-            kinds=[kind.text() for kind in said.items("unwind")],
+            kinds=kinds,
             debug_path=said.text("debug_file") if "debug_file" in said else None,
             pieces=self._pieces(said.items("bytes")),
             sections=sections,
             symbols=RecordedSymbols(_symbols(said.fields("symbols"))),
             procedure_data=entries,
-            told=_conclusions(analysis, _symbols(said.fields("stubs"))),
+            told=_conclusions(said.fields("analysis"), _symbols(said.fields("stubs"))),
         )
 
     def _section(self, said: Fields, header: Header) -> RecordedSection:

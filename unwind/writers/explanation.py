@@ -55,9 +55,9 @@ def opinion_lines(opinions: Iterable[Opinion]) -> Iterator[str]:
 def _origin(row: Row) -> str:
     origin = row.origin
     if origin.fde < 0:
-        return origin.note
+        return escape(origin.note)
     signal = ", signal frame" if row.signal else ""
     return (
-        f"{origin.section} FDE at {origin.fde:#x}, CIE at {origin.cie:#x}, "
+        f"{escape(origin.section)} FDE at {origin.fde:#x}, CIE at {origin.cie:#x}, "
         f"vaddr {row.start:#x}-{row.end:#x}{signal}"
     )

@@ -181,11 +181,11 @@ def explanation(said: Explanation) -> dict[str, Any]:
         return found
     origin = said.row.origin
     found["by"] = said.trust
-    found["section"] = origin.section
+    found["section"] = _text(origin.section)
     if origin.fde >= 0:
         found["fde"], found["cie"] = hex(origin.fde), hex(origin.cie)
     if origin.note:
-        found["note"] = origin.note
+        found["note"] = _text(origin.note)
     if said.row.end > said.row.start:
         found["row"] = {"start": hex(said.row.start), "end": hex(said.row.end)}
     found["rules"] = [
