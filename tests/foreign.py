@@ -233,8 +233,8 @@ def _cases(target: Target) -> Iterator[ForeignCase]:
         for name, flags in (("", OMIT), ("-frame-pointers", FRAME_POINTERS), ("-neither", NEITHER)):
             yield case(
                 f"tagged-stack{name}",
-                "tags.c",
-                flags=(*flags, "-march=armv8.5-a+memtag"),
+                "context.c",
+                flags=(*flags, "-DTAGGED", "-march=armv8.5-a+memtag"),
                 trust=("emulation",) * bool(name),
             )
         # The list of libraries begins in the page that the program has taken away.
