@@ -19,7 +19,7 @@ from unwind.transports.core import TRANSPORT
 from unwind.unwinder import Unwinder
 
 
-@settings(max_examples=200)
+@settings(max_examples=100)
 @given(elf_files())
 def test_what_was_put_into_an_elf_file_is_read(made: ElfMade) -> None:
     elf = Elf(made.data, "made")
@@ -43,7 +43,7 @@ def test_what_was_put_into_an_elf_file_is_read(made: ElfMade) -> None:
     event(f"{len(made.sections)} sections, {len(made.symbols)} symbols")
 
 
-@settings(max_examples=500)
+@settings(max_examples=250)
 @given(damaged_elf_files())
 def test_a_damaged_elf_file_is_read_or_refused(data: bytes) -> None:
     try:
@@ -69,7 +69,7 @@ def unwound(data: bytes, limit: int = 1000) -> Stack:
     return Stack((), End.UNKNOWN_REGISTER)
 
 
-@settings(max_examples=150, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=80, suppress_health_check=[HealthCheck.too_slow])
 @given(core_files())
 def test_the_backtrace_of_a_core_is_the_one_it_was_made_for(made: CoreMade) -> None:
     stack = unwound(made.data)
@@ -77,7 +77,7 @@ def test_the_backtrace_of_a_core_is_the_one_it_was_made_for(made: CoreMade) -> N
     assert stack.end == End.OUTERMOST
 
 
-@settings(max_examples=200, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=100, suppress_health_check=[HealthCheck.too_slow])
 @given(damaged_core_files())
 def test_a_damaged_core_gives_a_stack_or_a_typed_error(made: CoreMade) -> None:
     try:

@@ -8,9 +8,12 @@ from hypothesis import strategies as st
 
 from unwind.dwarf.cfi import Fde
 from unwind.dwarf.constants import DW_CFA, VENDOR_OPCODES
+from unwind.dwarf.expression import evaluate
 from unwind.dwarf.instructions import OPERANDS, Instruction
 from unwind.dwarf.rows import rows
-from unwind.errors import UnwindError
+from unwind.errors import MemoryFault, UnknownRegister, UnwindError
+from unwind.protocols import Memory
+from unwind.registers import Registers
 from unwind.rules import CfaRegister, Offset, Row
 from unwind.testing import model
 from unwind.testing.assembler import (
@@ -24,7 +27,16 @@ from unwind.testing.assembler import (
     offset,
     restore_state,
 )
-from unwind.testing.programs import beginnings, damaged_programs, lawful, programs, reach
+from unwind.testing.programs import (
+    beginnings,
+    damaged_expressions,
+    damaged_programs,
+    expressions,
+    lawful,
+    programs,
+    reach,
+)
+from unwind.testing.snapshots import memories, registers
 
 ARM64 = {**VENDOR_OPCODES, DW_CFA.GNU_window_save: "AARCH64_negate_ra_state"}
 TARGETS = st.builds(Target, st.sampled_from(["little", "big"]), st.sampled_from([8, 4]))
@@ -64,7 +76,7 @@ def tables(draw: st.DrawFn) -> Section:
     return Section(FDE(0x5000, size, program, cie), target=target, vaddr=0x1_0000)
 
 
-@settings(max_examples=500)
+@settings(max_examples=200)
 @given(tables(), st.booleans())
 def test_the_engines_rows_are_those_of_the_plain_evaluator(section: Section, arm: bool) -> None:
     [ours], [plain] = sections(section)
@@ -100,7 +112,7 @@ def test_lawful_programs_stay_as_they_are(program: list[Instruction]) -> None:
 def test_every_instruction_is_made() -> None:
     made: set[int] = set()
 
-    @settings(max_examples=300)
+    @settings(max_examples=200)
     @given(programs())
     def make(program: list[Instruction]) -> None:
         made.update(item.opcode for item in program)
@@ -111,11 +123,11 @@ def test_every_instruction_is_made() -> None:
 
 def test_a_program_shrinks_to_what_is_wanted_and_what_that_needs() -> None:
     wanted = Instruction(DW_CFA.restore_state)
-    found = find(programs(), lambda program: wanted in program)
+    found = find(programs(most_rows=3), lambda program: wanted in program)
     assert found == [Instruction(DW_CFA.remember_state), wanted]
 
 
-@settings(max_examples=300)
+@settings(max_examples=200)
 @given(damaged_programs())
 def test_a_damaged_program_has_the_plain_evaluators_rows_or_a_typed_error(code: bytes) -> None:
     [ours], [plain] = sections(Section(FDE(0x1000, 0x400, code)))
@@ -133,3 +145,25 @@ def test_a_damaged_program_has_the_plain_evaluators_rows_or_a_typed_error(code: 
     else:
         assert broken or got == expected
         event(f"sound still, {'limits' if broken else 'same rows'}")
+
+
+@settings(max_examples=200)
+@given(expressions(), registers(), memories())
+def test_an_expression_has_a_value_or_a_typed_error(
+    code: bytes, known: Registers, memory: Memory
+) -> None:
+    try:
+        value = evaluate(code, known, memory, word=8, byteorder="little", initial=(0x7000_0000,))
+        assert 0 <= value < 1 << 64
+        event("value")
+    except (UnknownRegister, MemoryFault) as error:
+        event(type(error).__name__)
+
+
+@settings(max_examples=200)
+@given(damaged_expressions(), registers(), memories())
+def test_a_damaged_expression_ends(code: bytes, known: Registers, memory: Memory) -> None:
+    try:
+        evaluate(code, known, memory, word=8, byteorder="little")
+    except UnwindError as error:
+        event(type(error).__name__)

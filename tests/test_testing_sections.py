@@ -16,6 +16,7 @@ from unwind.testing.assembler import CIE, FDE, Section
 from unwind.testing.sections import (
     Header,
     SectionMade,
+    damaged_entries,
     damaged_headers,
     damaged_sections,
     headers,
@@ -31,7 +32,7 @@ def plain_entries(section: Section) -> list[model.Cie | model.Fde]:
     return list(model.read(bytes(section.data), section.vaddr, *shape, **bases))
 
 
-@settings(max_examples=120)
+@settings(max_examples=100)
 @given(sections())
 def test_what_was_written_is_read(made: SectionMade) -> None:
     found = list(made.section.frames().entries())
@@ -62,7 +63,7 @@ def compare(cie: Cie, written: CIE) -> None:
         assert cie.personality == written.personality
 
 
-@settings(max_examples=120)
+@settings(max_examples=100)
 @given(sections())
 def test_the_rows_of_a_section_are_those_of_the_plain_evaluator(made: SectionMade) -> None:
     ours = [rows_of(entry) for entry in made.section.frames().entries() if isinstance(entry, Fde)]
@@ -74,7 +75,7 @@ def rows_of(fde: Fde) -> list[Row]:
     return list(rows(fde))
 
 
-@settings(max_examples=120)
+@settings(max_examples=100)
 @given(sections(), st.integers(0, 0x200))
 def test_every_place_finds_its_own_fde(made: SectionMade, step: int) -> None:
     frames = made.section.frames()
@@ -89,7 +90,7 @@ def test_every_place_finds_its_own_fde(made: SectionMade, step: int) -> None:
             assert frames.find(behind) is None
 
 
-@settings(max_examples=150)
+@settings(max_examples=120)
 @given(headers())
 def test_the_search_table_leads_to_every_fde(header: Header) -> None:
     section = header.made.section
@@ -110,7 +111,7 @@ def search_table(header: Header) -> SearchTable:
     return SearchTable(header.data, header.vaddr, target.byteorder, target.address_size)
 
 
-@settings(max_examples=250)
+@settings(max_examples=120)
 @given(damaged_sections())
 def test_a_damaged_section_gives_entries_or_typed_errors(made: SectionMade) -> None:
     frames = made.section.frames()
@@ -155,7 +156,22 @@ def try_find(frames: FrameSection, written: FDE) -> None:
         pass
 
 
-@settings(max_examples=120)
+@settings(max_examples=100)
+@given(damaged_entries())
+def test_a_damaged_fde_hides_no_other(damaged: tuple[SectionMade, FDE]) -> None:
+    made, victim = damaged
+    frames = made.section.frames()
+    found = {entry.offset: entry for entry in frames.entries() if isinstance(entry, Fde)}
+    places = dict(made.section.fdes)
+    for written in made.fdes:
+        if written is victim:
+            continue
+        read = found[places[written.start]]
+        assert (read.start, read.end) == (written.start, written.start + written.size)
+        assert try_rows(read)
+
+
+@settings(max_examples=100)
 @given(damaged_headers())
 def test_a_damaged_search_table_hides_no_function(header: Header) -> None:
     try:

@@ -29,7 +29,7 @@ def assert_found(made: SnapshotMade, stack: Stack) -> None:
 
 @pytest.mark.parametrize("arch", DIALECTS)
 def test_the_walk_finds_what_was_built(arch: str) -> None:
-    @settings(max_examples=250)
+    @settings(max_examples=120)
     @given(snapshots([arch]))
     def find(made: SnapshotMade) -> None:
         stack = Unwinder(made.chain.dialect.arch).unwind(made.snapshot)
@@ -40,7 +40,7 @@ def test_the_walk_finds_what_was_built(arch: str) -> None:
     find()
 
 
-@settings(max_examples=300)
+@settings(max_examples=120)
 @given(snapshots())
 def test_the_fast_walk_finds_what_was_built(made: SnapshotMade) -> None:
     fast = FastUnwinder(Unwinder(made.chain.dialect.arch))
@@ -48,7 +48,7 @@ def test_the_fast_walk_finds_what_was_built(made: SnapshotMade) -> None:
         assert list(fast.trace(made.snapshot).pcs) == [frame.pc for frame in made.frames]
 
 
-@settings(max_examples=400)
+@settings(max_examples=150)
 @given(damaged_snapshots())
 def test_a_damaged_snapshot_has_a_stack_and_a_reason(made: SnapshotMade) -> None:
     unwinder = Unwinder(made.chain.dialect.arch, limit=1000)

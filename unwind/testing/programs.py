@@ -15,6 +15,7 @@ from unwind.testing.damaged import damaged
 __all__ = [
     "ADVANCES",
     "beginnings",
+    "damaged_expressions",
     "damaged_programs",
     "expressions",
     "lawful",
@@ -219,3 +220,14 @@ def damaged_programs(
     """The bytes of programs with something wrong in them."""
     sound = programs(target).map(lambda program: assemble(program, target, pointers=pointers))
     return damaged(sound)
+
+
+def damaged_expressions(target: Target = _TARGET) -> st.SearchStrategy[bytes]:
+    """Expressions with something wrong in them: cut operands, loops, pops from nothing."""
+    jumps = st.builds(
+        lambda head, jump, tail: head + code(jump, byteorder=target.byteorder) + tail,
+        expressions(target),
+        st.tuples(st.sampled_from([DW_OP.skip, DW_OP.bra]), st.integers(-20, 20)),
+        expressions(target),
+    )
+    return damaged(expressions(target) | jumps) | jumps

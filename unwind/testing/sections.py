@@ -16,6 +16,7 @@ from unwind.testing.entries import SECTION, Kind, base_of, cies, extents, fdes, 
 __all__ = [
     "Header",
     "SectionMade",
+    "damaged_entries",
     "damaged_headers",
     "damaged_sections",
     "entry_areas",
@@ -129,6 +130,26 @@ def damaged_sections(
     broken = draw(wounded(bytes(section.data), entry_areas(section), section.target.byteorder))
     section.data[:] = broken
     return made
+
+
+@st.composite
+def damaged_entries(
+    draw: st.DrawFn, kind: Kind | None = None, target: st.SearchStrategy[Target] | None = None
+) -> tuple[SectionMade, FDE]:
+    """A section, and the one FDE of it whose contents are damaged behind its pointer to the CIE.
+
+    It stays as long as it was, so all other entries can still be read.
+    """
+    made = draw(sections(kind, target).filter(lambda made: bool(made.fdes)))
+    section = made.section
+    victim = draw(st.sampled_from(made.fdes))
+    at = dict(section.fdes)[victim.start]
+    [area] = [area for area in entry_areas(section) if area.start == at]
+    start = area.fields[1].offset + (8 if victim.cie.wide else 4)
+    body = bytes(section.data[start : area.end])
+    broken = draw(wounded(body, (), section.target.byteorder))
+    section.data[start : area.end] = broken[: len(body)].ljust(len(body), b"\0")
+    return made, victim
 
 
 @st.composite

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from hypothesis import strategies as st
@@ -24,6 +24,8 @@ from unwind.testing.images import FIRST, image
 __all__ = [
     "SnapshotMade",
     "chains",
+    "damaged_memories",
+    "damaged_registers",
     "damaged_snapshots",
     "memories",
     "registers",
@@ -70,6 +72,36 @@ def memories(draw: st.DrawFn, most: int = 4) -> Layers:
         spans.append(Span(at + 16 * gap, data))
         at += 16 * gap + len(data)
     return Layers(spans)
+
+
+@st.composite
+def damaged_registers(draw: st.DrawFn, sound: Mapping[int, int]) -> Registers:
+    """`sound` registers, of which some are lost and some have other bits or each other's values."""
+    found = Registers(sound)
+    for number in draw(st.lists(st.sampled_from(sorted(sound)), min_size=1, max_size=3)):
+        match draw(st.sampled_from(["lost", "flipped", "moved"])):
+            case "lost":
+                found.pop(number, None)
+            case "flipped":
+                found[number] = sound[number] ^ 1 << draw(st.integers(0, 31))
+            case _:
+                found[number] = sound[draw(st.sampled_from(sorted(sound)))]
+    return found
+
+
+@st.composite
+def damaged_memories(
+    draw: st.DrawFn, sound: Sequence[tuple[int, bytes]], word: int = 8
+) -> list[tuple[int, bytes]]:
+    """`sound` stretches of memory, of which one is cut short, shifted, or has other words.
+
+    What points into it may point to itself, or back: loops.
+    """
+    pieces = list(sound)
+    n = draw(st.integers(0, len(pieces) - 1))
+    start, data = pieces[n]
+    pieces[n] = start, draw(wounded(data, _words(len(data), word)))
+    return pieces
 
 
 @st.composite
@@ -127,17 +159,15 @@ def damaged_snapshots(draw: st.DrawFn, archs: Sequence[str] = NAMES) -> Snapshot
         body = file[head:]
         file = file[:head] + draw(wounded(body, _words(len(body), 4), order))
     elif what == "stack":
-        at, data = stacks[0]
-        stacks[0] = at, draw(wounded(data, _words(len(data), word), order))
+        stacks = draw(damaged_memories(stacks, word))
     snapshot = snapshot_of(made, file, stacks)
     if what == "registers":
-        arch = made.dialect.arch
-        changed = dict(draw(registers(arch.name)))
-        snapshot = snapshot.replace(registers=Registers({**made.registers, **changed}))
+        snapshot = snapshot.replace(registers=draw(damaged_registers(made.registers)))
     return SnapshotMade(snapshot, made.frames, made)
 
 
 def _words(size: int, width: int) -> list[Area]:
-    """An area of nothing but words: sp and pcs may become each other."""
-    fields = tuple([Field("word", at, width) for at in range(0, size - width + 1, width)])
+    """An area of words, of which some hundred at most are numbers to be changed as such."""
+    step = max(size // (200 * width), 1) * width
+    fields = tuple([Field("word", at, width) for at in range(0, size - width + 1, step)])
     return [Area("words", 0, size, fields)]
