@@ -49,9 +49,12 @@ def debugger(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Debugger]:
 
 
 @pytest.mark.parametrize("document", ["docs/guide.md", "README.md"])
-def test_what_the_document_shows_is_what_happens(document: str, debugger: Debugger) -> None:
+def test_what_the_document_shows_is_what_happens(
+    document: str, debugger: Debugger, tmp_path: Path
+) -> None:
     text = (ROOT / document).read_text()
-    test = doctest.DocTestParser().get_doctest(text, {"debugger": debugger}, document, document, 0)
+    names = {"debugger": debugger, "report": str(tmp_path / "crash.unwind")}
+    test = doctest.DocTestParser().get_doctest(text, names, document, document, 0)
     said: list[str] = []
     runner = doctest.DocTestRunner(optionflags=doctest.REPORT_NDIFF)
     runner.run(test, out=said.append)
