@@ -84,6 +84,8 @@ def test_our_frames_and_registers_are_those_that_are_true(corpus: Path) -> None:
                 assert {n: frame.registers.get(n) for n in values} == values
                 found += 1
     assert found > 3 * COUNT * len(TOOLS)
+    biases = [truth["bias"] for _, truth in documents(corpus)]
+    assert 0 < sum(bias != "0x0" for bias in biases) < len(biases) // 2
 
 
 def test_the_assembled_rows_are_those_that_are_true(corpus: Path) -> None:

@@ -34,13 +34,13 @@ class _Tools:
     prefix: str
     package: str
     assembler: tuple[str, ...] = ()
-    linker: tuple[str, ...] = ()
+    bias: int = 0  # of position-independent programs; 0: the assembly cannot be linked to one
 
 
 _STATIC = ("-32", "-mno-shared", "-call_nonpic")  # a jal stays a jal
 TOOLS = {
-    "x86_64": _Tools("x86_64-linux-gnu-", "binutils", ("--64",)),
-    "arm64": _Tools("aarch64-linux-gnu-", "binutils-aarch64-linux-gnu"),
+    "x86_64": _Tools("x86_64-linux-gnu-", "binutils", ("--64",), 0x5555_5555_4000),
+    "arm64": _Tools("aarch64-linux-gnu-", "binutils-aarch64-linux-gnu", bias=0xAAAA_AAAA_0000),
     "mips32el": _Tools(
         "mipsel-linux-gnu-",
         "binutils-mipsel-linux-gnu",
@@ -87,10 +87,10 @@ def make_corpus(
 def _make_case(directory: Path, seed: int, arch: str, number: int) -> None:
     choices = Rolled(f"unwind-corpus/1 {seed} {arch} {number}")
     dialect = DIALECTS[arch]
+    style = _Style(choices, TOOLS[arch].bias)
     # The first cases are short, so that what goes wrong everywhere goes wrong in a small one.
     most = min(2 + number // 2, 24)
-    made = chain(choices, dialect, text=_TEXT, least=1, most=most)
-    style = _Style(choices)
+    made = chain(choices, dialect, bias=style.bias, text=_TEXT, least=1, most=most)
     directory.mkdir()
     source = assembly(made, ", ".join(style.sections))
     (directory / "source.s").write_text(source)
@@ -105,6 +105,7 @@ def _make_case(directory: Path, seed: int, arch: str, number: int) -> None:
         "core": "core",
         "source": "source.s",
         "cfi": list(style.sections),
+        "bias": f"{style.bias:#x}",
     }
     (directory / CASE).write_text(truth(made, facts))
 
@@ -112,7 +113,8 @@ def _make_case(directory: Path, seed: int, arch: str, number: int) -> None:
 class _Style:
     """How a case's files are made: which sections hold CFI, what the core holds of the program."""
 
-    def __init__(self, choices: Choices):
+    def __init__(self, choices: Choices, bias: int):
+        self.bias = bias * choices.chance(3)
         eh, debug = ".eh_frame", ".debug_frame"
         self.sections: tuple[str, ...] = choices.pick(((eh,), (eh,), (eh,), (debug,), (eh, debug)))
         self.header = not choices.chance(4)
@@ -128,8 +130,9 @@ def _built(source: str, arch: str, start: int, style: _Style) -> bytes:
         where = Path(scratch)
         (where / "case.s").write_text(source)
         _run([tools.prefix + "as", *tools.assembler, "-o", "case.o", "case.s"], where)
-        link = [tools.prefix + "ld", *tools.linker, "-static", "--build-id=sha1"]
+        link = [tools.prefix + "ld", "--build-id=sha1"]
         link += ["--eh-frame-hdr"] if style.header else ["--no-eh-frame-hdr"]
+        link += ["-pie", "--no-dynamic-linker"] if style.bias else ["-static"]
         link += ["-z", "noexecstack", f"-Ttext={start:#x}", "-e", "_start", "-o", "case", "case.o"]
         _run(link, where)
         return (where / "case").read_bytes()
@@ -178,10 +181,10 @@ def _core(made: Chain, program: bytes, style: _Style) -> Core:
     core = Core(arch.elf_class, order, arch.machine, flags=elf.header.flags)
     core.thread_of(arch, 1000, made.registers, _SIGSEGV)
     core.process(1000, b"exe", b"exe")
-    loads = sorted(_loads(elf, program), key=lambda load: load[0])
+    loads = sorted(_loads(elf, program, made.bias), key=lambda load: load[0])
     first = loads[0][0]
     phdr = first + elf.header.phoff
-    entry = elf.header.entry
+    entry = elf.header.entry + made.bias
     hwcap = {"hwcap": _HWCAP_PACA} if made.dialect.pac else {}  # else gdb takes no codes off
     sizes = {"phent": elf.header.phentsize, "phnum": elf.header.phnum}
     core.auxv(phdr=phdr, entry=entry, **sizes, **hwcap)
@@ -198,14 +201,14 @@ def _core(made: Chain, program: bytes, style: _Style) -> Core:
     return core
 
 
-def _loads(elf: Elf, program: bytes) -> Iterator[tuple[int, int, int, int, bytes]]:
+def _loads(elf: Elf, program: bytes, bias: int) -> Iterator[tuple[int, int, int, int, bytes]]:
     """Start, end, file offset, flags and contents of each PT_LOAD, in whole pages."""
     for kind, flags, offset, vaddr, _, memory, *_ in elf.program_rows:
         if kind == PT.LOAD:
             start, end = vaddr & -PAGE, vaddr + memory + PAGE - 1 & -PAGE
             at = offset - (vaddr - start)
             data = program[at : at + end - start].ljust(end - start, b"\0")
-            yield start, end, at, flags & (R | W | X), data
+            yield start + bias, end + bias, at, flags & (R | W | X), data
 
 
 def _write(path: Path, data: bytes, mode: int) -> None:
