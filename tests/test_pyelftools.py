@@ -7,6 +7,7 @@ nobody has looked at yet may be right where this one is wrong, and no test fails
 from __future__ import annotations
 
 import random
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -63,8 +64,17 @@ def by_us(section: Section, **bases: Any) -> list[tuple[int, object]]:
     return [(row.start, row.cfa) for row in rows(fde)]
 
 
-def one(program: Any = (), cie: CIE | None = None, target: Target = Target()) -> Section:
-    return Section(FDE(0x5000, 16, program, cie or CIE()), vaddr=0, target=target)
+def one(program: Any = (), cie: CIE | None = None, target: Target | None = None) -> Section:
+    return Section(FDE(0x5000, 16, program, cie or CIE()), vaddr=0, target=target or Target())
+
+
+def complaint_of(read: Callable[[], object]) -> str:
+    """What kind of exception reading ends with, and what it says; "" for none."""
+    try:
+        read()
+    except Exception as error:
+        return f"{type(error).__name__}: {error}"
+    return ""
 
 
 def test_the_offset_of_def_cfa_sf_is_not_factored(tmp_path: Path) -> None:
@@ -122,12 +132,8 @@ def test_it_fails_on(name: str, tmp_path: Path) -> None:
     where = {"text_base": 0x100, "data_base": 0x100, "dereference": lambda _vaddr: 0x5000}
     assert by_us(section, **where)[0] == (0x5000, CfaRegister(RSP, 8))
     path = object_with(tmp_path, section)
-    try:
-        by_pyelftools(path)
-    except Exception as found:
-        assert not KNOWN or type(found).__name__ == error
-    else:
-        assert not KNOWN
+    if KNOWN:
+        assert complaint_of(lambda: by_pyelftools(path)).startswith(f"{error}: ")
 
 
 @pytest.mark.parametrize("letter", "BGS")
@@ -151,10 +157,7 @@ def test_corrupted_files_give_errors_of_any_type(tmp_path: Path) -> None:
             data[chance.randrange(64, 64 + len(section.data))] = chance.randrange(256)
         path = tmp_path / "broken.o"
         path.write_bytes(data)
-        try:
-            by_pyelftools(path)
-        except Exception as error:
-            found.add(type(error).__name__)
+        found.add(complaint_of(lambda path=path: by_pyelftools(path)).partition(":")[0])  # type: ignore[misc]
         try:
             for frames in Image(Elf(bytes(data))).frame_sections:
                 for entry in frames.entries():
@@ -181,10 +184,6 @@ def test_sections_packed_by_zstd_are_not_read(tmp_path: Path) -> None:
     [frames] = Image(Elf(path.read_bytes(), str(path))).frame_sections
     fde = next(entry for entry in frames.entries() if isinstance(entry, Fde))
     assert [row.rules[16] for row in rows(fde)] == [Offset(-8)]
-    with path.open("rb") as file:
-        try:
-            ELFFile(file).get_dwarf_info()
-        except Exception as error:
-            assert not KNOWN or "ompress" in f"{type(error).__name__} {error}"
-        else:
-            assert not KNOWN
+    if KNOWN:
+        with path.open("rb") as file:
+            assert "ompress" in complaint_of(ELFFile(file).get_dwarf_info)
