@@ -15,7 +15,7 @@ TEST = .venv-test/bin/python
 SOURCES := $(shell find unwind/ arch transports bpf share -type f ! -name '*.pyc' 2>/dev/null)
 
 .PHONY: help demo test test-kernel lint bench agreement docs packages clean
-.PHONY: oracle oracle-rows oracle-tables oracle-programs fuzz
+.PHONY: oracle oracle-rows oracle-tables oracle-programs oracle-damage fuzz
 .DELETE_ON_ERROR:
 
 help:  ## this list
@@ -47,6 +47,9 @@ oracle-programs: packages .venv-test/ready  ## random programs, crashed at rando
 oracle-tables: packages .venv-test/ready  ## rows against the plain model, llvm-dwarfdump, pyelftools
 	@sh tools/debian-packages.sh llvm-19
 	$(TEST) -m tools.tables $(ARGS)
+
+oracle-damage: packages .venv-test/ready  ## damaged files for gdb, eu-stack, readelf, pyelftools
+	$(TEST) -m tools.readers $(ARGS)
 
 fuzz: packages .venv-test/ready  ## TIME=60 ARGS="elf core": look for bytes that break a reader
 	@$(TEST) tools/requirements.py fuzz >.venv-test/fuzz.txt
