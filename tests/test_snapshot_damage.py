@@ -82,7 +82,7 @@ def pieces(value: Any, key: str = "") -> Iterator[tuple[str, list[Any]]]:
             yield from pieces(inner, name)
     elif key in ("spans", "bytes"):
         yield from ((key, piece) for piece in value if piece[1])
-    elif key == "pdr" and value[1]:
+    elif key in ("pdr", "regions") and value[1]:
         yield key, value
     elif isinstance(value, list):
         for inner in value:

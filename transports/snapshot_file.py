@@ -13,7 +13,10 @@ from unwind.mappings import MOST_MODULES
 from unwind.modules import Module, State
 from unwind.recorded import (
     HEAD,
+    LARGEST,
     MAGIC,
+    MOST_VALUES,
+    REGION,
     VERSION,
     Conclusions,
     RecordedImage,
@@ -21,6 +24,7 @@ from unwind.recorded import (
     RecordedSection,
     RecordedSymbols,
     skeleton,
+    values_in,
 )
 from unwind.registers import Registers
 from unwind.registry import named_architecture
@@ -56,8 +60,6 @@ if TYPE_CHECKING:
     from unwind.rules import CfaRule, Rule
     from unwind.unpack import Input
 
-_LARGEST = 1 << 25  # bytes of the document: that of 64 threads takes 50 KB
-_MOST_VALUES = 1 << 19  # in the document: each takes some 100 bytes, and 1 us to look at
 _MOST_SEGMENTS = 1024  # of an image
 _LONGEST_SECTION = 1 << 30
 _KINDS = ("eh_frame", "debug_frame", "pdr", "sframe")
@@ -142,7 +144,7 @@ class _File:
                 path,
                 "a newer unwind may read it",
             )
-        if size > min(_LARGEST, len(view) - HEAD.size):
+        if size > min(LARGEST, len(view) - HEAD.size):
             raise FormatError(f"a document of {size} bytes", path, HEAD.size)
         self.document = Fields(_parsed(bytes(view[HEAD.size : HEAD.size + size]), path), path)
         self.rest = view[HEAD.size + size :]
@@ -199,13 +201,15 @@ class _File:
         modules = [self._module(module, images) for module in said.items("modules")]
         if len(modules) > MOST_MODULES:
             raise said.error(f"{len(modules)} modules")
-        if "regions" not in said:
-            return AddressSpace(arch, modules)
+        names = [name.text() for name in said.items("names")]
+        data = b"".join(piece for _, piece in self._pieces(iter([said.fields("regions")])))
         regions = [
-            Region(r.at(0).address(), r.at(1).address(), r.at(2).truth(), r.at(3).text())
-            for r in said.items("regions")
+            Region(start, end, bool(flags & 1), names[name] if name < len(names) else "")
+            for start, end, flags, name in REGION.iter_unpack(
+                data[: len(data) // REGION.size * REGION.size]
+            )
         ]
-        return AddressSpace(arch, modules, regions)
+        return AddressSpace(arch, modules, regions, said.truth("complete"))
 
     def _module(self, said: Fields, images: list[RecordedImage]) -> Module:
         ranges = tuple(
@@ -282,8 +286,8 @@ def _parsed(text: bytes, path: str) -> Any:
     """The JSON document; FormatError where it is none, or one that would fill the memory."""
     from json import loads
 
-    if text.count(b",") + text.count(b"[") + text.count(b"{") > _MOST_VALUES:
-        raise FormatError(f"more than {_MOST_VALUES} values in its document", path, HEAD.size)
+    if values_in(text) > MOST_VALUES:
+        raise FormatError(f"more than {MOST_VALUES} values in its document", path, HEAD.size)
     try:
         return loads(text.decode("utf-8"))
     except (ValueError, RecursionError) as error:
@@ -317,12 +321,13 @@ def _header(said: Fields) -> Header:
 def _registers(said: Fields, arch: Architecture) -> Registers:
     """The registers by their names, `r` and a number where the ABI gives none."""
     found = Registers()
+    numbers = {name: number for number, name in arch.names.items()}
     for name in said:
-        number = arch.register_number(name)
+        number = numbers.get(name)
         if number is None and name[:1] == "r" and name[1:].isdecimal() and len(name) < 8:
             number = int(name[1:])
         if number is None:
-            raise said.error(f"no register is called {name!r}")
+            raise said.error(f"no register is called {name[:40]!r}")
         found[number] = said.address(name)
     return found
 

@@ -21,7 +21,10 @@ from unwind.symtab import SymbolTable
 
 __all__ = [
     "HEAD",
+    "LARGEST",
     "MAGIC",
+    "MOST_VALUES",
+    "REGION",
     "VERSION",
     "Conclusions",
     "RecordedImage",
@@ -30,6 +33,7 @@ __all__ = [
     "RecordedSymbols",
     "joined",
     "skeleton",
+    "values_in",
 ]
 
 TYPE_CHECKING = False
@@ -46,10 +50,20 @@ if TYPE_CHECKING:
 # A snapshot file: these, the length of the JSON document, the document, the bytes it points to.
 MAGIC, VERSION = b"unwind-snapshot\n", 1
 HEAD = Struct("<16sIIQ")
+REGION = Struct("<QQII")  # start, end, whether code may run there, the number of its name
+
+# Of the document: that of 64 threads takes 50 KB and has 5,000 values. A value takes some 100 bytes
+# as an object and up to 2 us to look at, so that the largest one is read in half a second.
+LARGEST, MOST_VALUES = 1 << 25, 1 << 18
 
 NOT_KEPT = "the snapshot does not hold it: nobody asked for it when it was taken"
 _SMALL = 1 << 16  # bytes that are no burden as zeroes
 _PRIVATE, _ACCESS = MAP_PRIVATE | MAP_ANONYMOUS, PROT_READ | PROT_WRITE
+
+
+def values_in(text: bytes) -> int:
+    """How many values a JSON document may have, roughly, without a look at them."""
+    return text.count(b",") + text.count(b"[") + text.count(b"{")
 
 
 def joined(pieces: Iterable[Piece]) -> list[tuple[int, bytes]]:

@@ -131,8 +131,8 @@ class _World:
                 if image is not None and image not in self.images:
                     self.images[image] = _Image(image, self.arch)
                 modules.append(module.replace(image=image and self.images[image]))
-            regions = space.regions if space.complete else None
-            found = self.spaces[space] = AddressSpace(space.arch, modules, regions)
+            found = AddressSpace(space.arch, modules, space.regions, space.complete)
+            self.spaces[space] = found
         return found
 
     def threads(self, snapshots: Iterable[Snapshot], whole: bool) -> Iterator[Snapshot]:
@@ -142,8 +142,7 @@ class _World:
         spaces = {}
         for space in self.spaces:
             modules = [m.replace(image=m.image and images[m.image]) for m in space.modules]
-            regions = space.regions if space.complete else None
-            spaces[space] = AddressSpace(space.arch, modules, regions)
+            spaces[space] = AddressSpace(space.arch, modules, space.regions, space.complete)
         for snapshot in snapshots:
             yield snapshot.replace(
                 registers=Registers(snapshot.registers),

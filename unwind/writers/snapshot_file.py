@@ -5,7 +5,18 @@ docs/snapshot-format.md describes what is written here and read by transports/sn
 
 from __future__ import annotations
 
-from unwind.recorded import HEAD, MAGIC, VERSION, RecordedImage, RecordedMemory
+from unwind.errors import SourceError
+from unwind.recorded import (
+    HEAD,
+    LARGEST,
+    MAGIC,
+    MOST_VALUES,
+    REGION,
+    VERSION,
+    RecordedImage,
+    RecordedMemory,
+    values_in,
+)
 from unwind.rules import (
     CfaExpression,
     CfaRegister,
@@ -47,11 +58,16 @@ def packed(data: bytes) -> bytes:
 
 
 def contents(source: RecordedSource) -> bytes:
-    """The file of a source that was recorded, not yet packed."""
+    """The file of a source that was recorded, not yet packed.
+
+    SourceError where there is more to say than a reader takes: of 8,000 threads and more.
+    """
     from json import dumps
 
     file = _File()
     text = dumps(file.document(source), separators=(",", ":")).encode("ascii")
+    if len(text) > LARGEST or values_in(text) > MOST_VALUES:
+        raise SourceError("too much for a snapshot file", source.path, "--thread chooses threads")
     text += b" " * (-(HEAD.size + len(text)) % _ALIGN)
     return HEAD.pack(MAGIC, VERSION, 0, len(text)) + text + b"".join(file.pieces)
 
@@ -114,8 +130,19 @@ class _File:
 
     def _process(self, space: AddressSpace) -> dict[str, Any]:
         modules = [self._module(module) for module in space.modules]
-        regions = [[hex(r.start), hex(r.end), r.executable, r.name] for r in space.regions]
-        return {"modules": modules, **({"regions": regions} if space.complete else {})}
+        names: dict[str, int] = {}
+        regions = [
+            REGION.pack(
+                r.start, min(r.end, _MASK), r.executable, names.setdefault(r.name, len(names))
+            )
+            for r in space.regions
+        ]
+        return {
+            "modules": modules,
+            "complete": space.complete,
+            "regions": self._keep([(0, b"".join(regions))])[0],
+            "names": list(names),
+        }
 
     def _module(self, module: Module) -> dict[str, Any]:
         image = module.image
