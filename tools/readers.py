@@ -157,16 +157,14 @@ def main(argv: Sequence[str] | None = None) -> int:
                     list(pool.map(lambda one: ask(one[0], one[1], tallies[one[0]]), asked))
                 finally:
                     put(base, base.sound)
-    print(
-        "| reader | fails on sound files | damaged files | crashes | hangs | untyped exceptions | slowest | of which |"
-    )
-    print("| --- | ---: | ---: | ---: | ---: | ---: | ---: | --- |")
+    heads = ["reader", "fails on sound files", "damaged files", "crashes", "hangs"]
+    heads += ["untyped exceptions", "slowest", "of which"]
+    print(f"| {' | '.join(heads)} |\n| --- |{' ---: |' * 6} --- |")
     for name, tally in tallies.items():
         kinds = ", ".join(f"{kind} {count}" for kind, count in tally.kinds.most_common())
-        print(
-            f"| {name} | {tally.sound} | {tally.inputs:,} | {tally.crashes} | {tally.hangs} | {tally.untyped} "
-            f"| {tally.seconds:.1f} s | {kinds or '–'} |"
-        )
+        numbers = (tally.sound, tally.inputs, tally.crashes, tally.hangs, tally.untyped)
+        told = " | ".join(f"{number:,}" for number in numbers)
+        print(f"| {name} | {told} | {tally.seconds:.1f} s | {kinds or '–'} |")
     ours = tallies["unwind"]
     return int(ours.sound + ours.crashes + ours.hangs + ours.untyped > 0)
 
