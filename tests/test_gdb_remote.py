@@ -45,6 +45,15 @@ def document(stub: str, *options: str) -> dict[str, Any]:
     return found
 
 
+def assert_kept(snapshot: Path, found: dict[str, Any]) -> None:
+    """Fails unless the snapshot alone gives the document that was found."""
+    ran = python("-m", "unwind.cli.core", snapshot, "--json")
+    assert (ran.returncode, ran.stderr) == (0, "")
+    alone = json.loads(ran.stdout)
+    assert alone["source"]["kind"] == "snapshot"
+    assert (alone["threads"], alone["modules"]) == (found["threads"], found["modules"])
+
+
 def environment(record: Path) -> dict[str, str]:
     return {"UNWIND_TRUTH": str(record), "MALLOC_ARENA_MAX": "1"}
 
@@ -66,7 +75,8 @@ def test_behind_gdbserver_every_stack_is_the_recorded_one(name: str, tmp_path: P
     record = tmp_path / "truth"
     words = [word.format(directory=tmp_path) for word in case.arguments]
     with gdbserver(str(executable), *words, **environment(record)) as (stub, pid):
-        found = document(stub, "--wait", "--stay")
+        found = document(stub, "--wait", "--stay", "--record", str(tmp_path / "snapshot"))
+        assert_kept(tmp_path / "snapshot", found)
         assert found["source"]["pid"] == pid
         assert found["source"]["command"] == str(executable)
         assert_truth(found, crash_of(case, executable, record))
@@ -106,7 +116,10 @@ def _check_under_qemu(
     record = executable.parent / "truth"
     words = [word.format(directory=executable.parent) for word in case.arguments]
     with qemu_user(target, executable, *words, **environment(record)) as (stub, _):
-        found = document(stub, "--wait", "-e", str(executable), *options)
+        snapshot = executable.with_name("snapshot")
+        kept = ("--record", str(snapshot))
+        found = document(stub, "--wait", "-e", str(executable), *options, *kept)
+        assert_kept(snapshot, found)
         whole = executable.with_name("program.whole")
         named = whole if whole.exists() else executable
         crash = crash_of(case, named, record)
