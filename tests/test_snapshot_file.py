@@ -223,6 +223,15 @@ def test_it_is_not_written_just_anywhere(example: Path, tmp_path: Path, name: st
     assert [path.name for path in tmp_path.iterdir()] == ["core"]
 
 
+def test_options_that_do_nothing_are_told_of(snapshot: Path, example: Path) -> None:
+    ran = python(*COMMAND, snapshot, "-e", "/bin/true")
+    assert "#8  " in ran.stdout
+    assert "/bin/true: a snapshot wants no file; it was not used" in ran.stderr
+    ran = python(*COMMAND, example / "core", "--with-modules")
+    assert (ran.returncode, ran.stdout) == (2, "")
+    assert "--record" in ran.stderr
+
+
 # -------------------------------------------------------------------------- detection, refusals
 
 

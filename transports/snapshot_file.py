@@ -121,10 +121,13 @@ class _SnapshotTransport:
     def read(self, data: Input, path: str, files: Files) -> SnapshotSource:
         """The snapshot in `data`, which is closed with it; of `files` none is wanted."""
         try:
-            return _File(data, path).source()
+            source = _File(data, path).source()
         except BaseException:
             data.close()
             raise
+        if files.executable:
+            source.warnings.append(f"{files.executable}: a snapshot wants no file; it was not used")
+        return source
 
 
 class _File:

@@ -151,6 +151,8 @@ def print_stacks(prog: str, options: Options, source: Source) -> int:
 
     Raises SourceError where the source has no thread, or none of those that were asked for.
     """
+    if options.with_modules and options.record is None:
+        raise SourceError("--with-modules says what --record keeps, and that is not given")
     return _Report(prog, options, source).print()
 
 
