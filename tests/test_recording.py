@@ -188,6 +188,21 @@ def test_a_stack_is_kept_from_its_pointer_to_the_last_word_read() -> None:
     )
 
 
+def test_memory_that_moves_is_kept_as_the_walk_saw_it() -> None:
+    still = world().snapshot()
+
+    class Moving:
+        def read(self, address: int, size: int) -> bytes:
+            """A word as it was; what is read together is read later, and gone."""
+            data = still.memory.read(address, size)
+            return data if size == 8 or not STACK <= address < STACK + 40 else bytes(size)
+
+    stack = Unwinder(ARCH).unwind(still)
+    [alone] = kept(still.replace(memory=Moving())).snapshots()
+    assert told(Unwinder(ARCH).unwind(alone)) == told(stack)
+    assert alone.memory.read(STACK, 8) == bytes(8), "which nobody read before"
+
+
 def test_of_a_large_frame_only_what_was_read_is_kept() -> None:
     large = 1 << 20
     entries = [CIE(), FDE(0x1000, 0x100, [def_cfa_offset(large)])]

@@ -174,13 +174,18 @@ class _Memory:
         ends = (a + len(data) for a, data in reading.reads if data and start <= a < region.end)
         end = max(ends, default=0)
         if start < end <= start + _MOST_STACK:
-            self._read(start, end - start)
+            self._read(start, end - start, reading)
 
-    def _read(self, address: int, size: int) -> None:
+    def _read(self, address: int, size: int, reading: Recording | None = None) -> None:
+        """Keep what nobody read; where the walk has read, memory may have changed since."""
         try:
-            self.pieces[address] = self.memory.read(address, size)
+            found = bytearray(self.memory.read(address, size))
         except MemoryFault:
-            pass
+            return
+        for at, data in reading.reads if reading is not None else ():
+            if data is not None and address <= at and at + len(data) <= address + size:
+                found[at - address : at - address + len(data)] = data
+        self.pieces[address] = bytes(found)
 
     def kept(self) -> RecordedMemory:
         """The memory that has what was read."""
