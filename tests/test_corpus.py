@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from tests.support import need, python
+from tests.support import ROOT, need, python
 from unwind.cli.corpus import main
 from unwind.dwarf.cfi import Fde
 from unwind.dwarf.rows import rows
@@ -262,3 +262,23 @@ def test_a_command_that_is_not_there_is_said(
 ) -> None:
     assert main(["check", str(corpus), "--command", "no-such-unwinder {core}"]) == 2
     assert "no-such-unwinder" in capsys.readouterr().err
+
+
+def keys(value: object) -> set[str]:
+    """The keys of our own in a document: none that are names of registers."""
+    if isinstance(value, list):
+        return set().union(*map(keys, value)) if value else set()
+    if not isinstance(value, dict):
+        return set()
+    inner = [keys(each) for key, each in value.items() if key not in ("registers", "rules")]
+    return set(value).union(*inner)
+
+
+def test_the_page_names_every_key(corpus: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    page = (ROOT / "docs/corpus.md").read_text()
+    found = {key for _, document in documents(corpus) for key in keys(document)}
+    command = ["check", str(corpus), "--arch", "x86_64", "--command", "true", "--json"]
+    assert main(command) == 0
+    found |= keys(json.loads(capsys.readouterr().out))
+    assert "ra_signed" in found
+    assert {key for key in found if f"`{key}`" not in page} == set()
