@@ -282,3 +282,11 @@ def test_the_page_names_every_key(corpus: Path, capsys: pytest.CaptureFixture[st
     found |= keys(json.loads(capsys.readouterr().out))
     assert "ra_signed" in found
     assert {key for key in found if f"`{key}`" not in page} == set()
+
+
+def test_a_corpus_needs_no_hypothesis(tmp_path: Path) -> None:
+    code = "import sys; sys.modules['hypothesis'] = None; from unwind.cli.corpus import main"
+    make = f"main(['make', {str(tmp_path / 'made')!r}, '--count', '1', '--arch', 'x86_64'])"
+    check = f"main(['check', {str(tmp_path / 'made')!r}, '--command', 'true'])"
+    done = python("-c", f"{code}; assert {make} == {check} == 0")
+    assert done.returncode == 0, done.stderr
