@@ -427,8 +427,15 @@ class Section:
             self.data += fixed(-1 if cie is None else cie, size)
         self.data += content
 
-    def _cie(self, cie: CIE, place: int) -> bytes:
+    def _target(self, cie: CIE) -> Target:
+        """As the CIE's own address size has it."""
         target = self.target
+        if not cie.address_size:
+            return target
+        return Target(target.byteorder, cie.address_size, target.text_base, target.data_base)
+
+    def _cie(self, cie: CIE, place: int) -> bytes:
+        target = self._target(cie)
         out = bytearray([cie.version]) + cie.augmentation.encode() + b"\0"
         if cie.version >= 4:
             out += bytes([cie.address_size or target.address_size, cie.segment_size])
@@ -451,7 +458,7 @@ class Section:
                     out.append(cie.lsda_encoding)
                 case "P":
                     out.append(cie.personality_encoding)
-                    out += self.target.pointer(
+                    out += self._target(cie).pointer(
                         cie.personality, cie.personality_encoding, place + len(out)
                     )
                 case "S" | "B" | "G":
@@ -461,9 +468,7 @@ class Section:
         return bytes(out)
 
     def _fde(self, fde: FDE, place: int) -> bytes:
-        target, cie = self.target, fde.cie
-        if cie.address_size:
-            target = Target(target.byteorder, cie.address_size, target.text_base, target.data_base)
+        target, cie = self._target(fde.cie), fde.cie
         pointers = cie.pointers if "R" in cie.augmentation else DW_EH_PE.absptr
         out = bytearray(target.fixed(fde.segment, cie.segment_size))
         out += target.pointer(fde.start, pointers, place + len(out))

@@ -67,6 +67,8 @@ def cies(draw: st.DrawFn, target: Target, kind: Kind = "eh_frame") -> CIE:
     if kind == "debug_frame" and draw(st.booleans()):
         augmentation = ""
     segment_size = draw(st.sampled_from([0, 0, 0, 1, 2, 4, 8])) if version == 4 else 0
+    # An address size of its own, as far as that reaches everything.
+    sizes = [None, None, 2, 4, 8] if version == 4 and not base_of(target) else [None]
     return CIE(
         draw(beginnings(target)),
         version=version,
@@ -79,6 +81,7 @@ def cies(draw: st.DrawFn, target: Target, kind: Kind = "eh_frame") -> CIE:
         personality_encoding=draw(_optional(target)) if "P" in augmentation else DW_EH_PE.omit,
         personality=base_of(target) + draw(st.integers(CODE + 1, TOP)),
         unknown=draw(st.binary(max_size=4)) if "x" in augmentation else b"",
+        address_size=draw(st.sampled_from(sizes)),
         segment_size=segment_size,
         wide=draw(st.sampled_from([False, False, True])),
     )
