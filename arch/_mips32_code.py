@@ -297,6 +297,8 @@ _BRANCHING = frozenset((1, 4, 5, 6, 7, 20, 21, 22, 23))
 # lui gp, n; addiu gp, gp, n; addu gp, gp, t9: how position-independent functions begin.
 _JR_RA, _JR_T9 = 0x03E0_0008, 0x0320_0008
 _LUI_GP, _ADDIU_GP, _ADDU_GP_T9 = 0x3C1C, 0x279C, 0x0399_E021
+_LUI_V0, _ADDIU_V0, _ADDU_V0_T9 = 0x3C02, 0x2442, 0x0059_0021
+_LATER = 16  # words in which clang has set up gp, or another register in its place
 
 
 def _starts(byteorder: ByteOrder) -> Callable[[memoryview, int], Iterator[int]]:
@@ -309,7 +311,8 @@ def _starts(byteorder: ByteOrder) -> Callable[[memoryview, int], Iterator[int]]:
         cases = False  # of a switch may lie here
         behind = True  # nothing falls through to here
         for n, word in enumerate(words):
-            if word >> 16 == _LUI_GP and _sets_gp(words[n + 1 : n + 3]):
+            begins = word >> 16 == _LUI_GP and _sets_gp(words[n + 1 : n + 3])
+            if begins or (word >> 16 == _LUI_V0 and _sets_gp_later(words[n + 1 : n + _LATER])):
                 known.add(n)
             elif word and not inside[n] and n >= 2:
                 framed = _makes_frame(word) and _is_left(words[n - 2])
@@ -374,6 +377,13 @@ def _begins(byteorder: ByteOrder) -> Callable[[memoryview, int], bool]:
 
 def _sets_gp(words: list[int]) -> bool:
     return len(words) == 2 and words[0] >> 16 == _ADDIU_GP and words[1] == _ADDU_GP_T9
+
+
+def _sets_gp_later(words: list[int]) -> bool:
+    """As clang does: lui v0; addiu v0, v0, n; ... addu r, v0, t9."""
+    if not words or words[0] >> 16 != _ADDIU_V0:
+        return False
+    return any(word & 0xFFFF_07FF == _ADDU_V0_T9 for word in words[1:])
 
 
 def _inside(words: list[int]) -> list[int]:

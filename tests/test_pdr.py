@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import struct
 import subprocess
 from bisect import bisect_right
 from collections.abc import Iterator
@@ -17,7 +18,7 @@ from unwind.dwarf.cfi import Fde
 from unwind.dwarf.rows import rows
 from unwind.elf import Elf
 from unwind.image import Image
-from unwind.pdr import Procedures, procedures
+from unwind.pdr import Procedures, extent, procedures
 from unwind.registers import Registers
 from unwind.rules import CfaRegister, NoRow, Row
 from unwind.snapshot import Place
@@ -154,3 +155,26 @@ def test_other_machines_have_none() -> None:
     import sys
 
     assert procedures(Elf(Path(sys.executable).read_bytes())) is None
+
+
+RETURN, NOP, CALL, FRAME, BACK = 0x03E0_0008, 0, 0x0C00_0100, 0x27BD_FFE0, 0x27BD_0020
+SKIP, TABLE = 0x1080_0004, 0x0040_0008  # beqz a0, over four words; jr v0
+
+
+@pytest.mark.parametrize(
+    ("words", "size"),
+    [
+        ([FRAME, CALL, NOP, BACK, RETURN, NOP, FRAME, NOP], 6),
+        ([FRAME, SKIP, NOP, RETURN, NOP, NOP, BACK, RETURN, NOP, FRAME], 9),
+        ([FRAME, CALL, NOP, FRAME, CALL, NOP], 3),
+        ([FRAME, CALL, NOP, 0x3C1C_0001, 0x279C_0008], 3),
+        ([FRAME, SKIP, TABLE, NOP, RETURN, NOP, RETURN, NOP, FRAME], 9),
+        ([NOP, CALL, NOP, FRAME, RETURN, NOP, NOP], 6),
+        ([], 0),
+    ],
+    ids="return branch-over-a-return no-return no-return-pic table first-frame nothing".split(),
+)
+def test_a_function_reaches_as_far_as_its_code_leads(words: list[int], size: int) -> None:
+    for byteorder, order in (("little", "<"), ("big", ">")):
+        code = struct.pack(f"{order}{len(words)}I", *words)
+        assert extent(memoryview(code), byteorder) == 4 * size

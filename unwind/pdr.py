@@ -7,13 +7,13 @@ not loaded, but strip keeps it.
 from __future__ import annotations
 
 from bisect import bisect_right
-from struct import Struct
+from struct import Struct, iter_unpack
 
 from unwind.elf import EM, SHT
 from unwind.errors import UnwindError
 from unwind.values import Value
 
-__all__ = ["Procedure", "Procedures", "procedures"]
+__all__ = ["Procedure", "Procedures", "extent", "is_jump", "procedures"]
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 
 _SIZE = 32
 _COMPRESSED = 1  # bit 0 of an address: the function is microMIPS or MIPS16
+_JR_RA, _JR_T9, _ADDIU_SP, _LUI_GP = 0x03E0_0008, 0x0320_0008, 0x27BD, 0x3C1C
+_BRANCHES = frozenset((1, 4, 5, 6, 7, 20, 21, 22, 23))
 
 
 class Procedure(Value):
@@ -85,3 +87,43 @@ def procedures(elf: Elf) -> Procedures | None:
     except UnwindError:
         return None
     return found if found.starts else None
+
+
+def extent(code: memoryview, byteorder: str) -> int:
+    """How much of `code`, in bytes, the function at its beginning takes: no entry tells.
+
+    It ends behind a jump over which none of its branches leads, or behind a call from which it
+    does not return: there another one sets up its gp, or makes a frame where one was made. All of
+    it is taken where a jump by a table, over which a branch leads, goes nobody knows where.
+    """
+    form = "<I" if byteorder == "little" else ">I"
+    words = [word for (word,) in iter_unpack(form, code[: len(code) & -4])]
+    furthest, framed = 0, False
+    for n, word in enumerate(words):
+        at = 4 * n
+        if furthest < at and n >= 2 and _is_call(words[n - 2]):
+            if word >> 16 == _LUI_GP or (framed and _makes_frame(word)):
+                return at
+        framed = framed or _makes_frame(word)
+        if word >> 26 in _BRANCHES and not _is_call(word):
+            furthest = max(furthest, at + 4 + 4 * ((word & 0xFFFF ^ 0x8000) - 0x8000))
+        if is_jump(word) and furthest < at + 8:
+            return min(at + 8, len(code))
+        if word & 0xFC1F_FFFF == 8 and word not in (_JR_RA, _JR_T9):
+            break
+    return len(code)
+
+
+def _is_call(word: int) -> bool:
+    """jal, jalr or bal."""
+    return word >> 26 == 3 or word & 0xFC00_003F == 9 or word >> 16 == 0x0411
+
+
+def _makes_frame(word: int) -> bool:
+    """addiu sp, sp, -n."""
+    return word >> 16 == _ADDIU_SP and bool(word & 0x8000)
+
+
+def is_jump(word: int) -> bool:
+    """jr, b or j: what follows the delay slot is reached from elsewhere only."""
+    return word & 0xFC1F_FFFF == 8 or word >> 16 == 0x1000 or word >> 26 == 2

@@ -13,6 +13,7 @@ from bisect import bisect_left, bisect_right
 
 from unwind.elf import DT, SHF
 from unwind.errors import UnwindError
+from unwind.pdr import extent
 from unwind.survey import survey
 
 __all__ = ["FoundStarts", "Starts", "code_of", "entry_points", "find", "find_starts"]
@@ -131,7 +132,7 @@ class FoundStarts(Starts):
             starts = image.procedures.starts
             at = bisect_right(starts, vaddr)
             if 0 < at < len(starts):
-                yield starts[at - 1], starts[at], starts[at]
+                yield starts[at - 1], _end_of(image, starts[at - 1], starts[at]), starts[at]
         for section in image.frame_sections:
             try:
                 found = section.around(vaddr)
@@ -258,11 +259,24 @@ def _told(image: Image) -> Iterator[tuple[int, int]]:
             yield start, end
     if image.procedures is not None:
         starts = [start for start in image.procedures.starts if image.executable(start)]
-        yield from zip(starts, [*starts[1:], *starts[-1:]], strict=True)
+        for start, after in zip(starts, [*starts[1:], *starts[-1:]], strict=True):
+            yield start, _end_of(image, start, after)
     for section in image.frame_sections:
         for start, end in section.extents():
             yield start, end
             yield end, end
+
+
+def _end_of(image: Image, start: int, after: int) -> int:
+    """Where the function of a .pdr entry ends, the next one beginning at `after`.
+
+    There are functions without an entry between those that have one.
+    """
+    assert image.procedures is not None
+    procedure = image.procedures.find(start)
+    if procedure is None or procedure.compressed or after - start > _LONGEST:
+        return after
+    return start + extent(image.at(start, after - start), image.elf.header.byteorder)
 
 
 def _pointers(image: Image, data: memoryview) -> Iterator[int]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from struct import iter_unpack
 
 from unwind.frames import Trust
+from unwind.pdr import extent, is_jump
 from unwind.rules import CfaRegister, NoRow, Offset, Origin, Row, Undefined
 
 __all__ = ["PdrSource"]
@@ -24,7 +25,6 @@ _SP, _RA = 29, 31
 # addiu sp, sp, n; subu and addu sp, sp, r; sw r, n(base); addu or or r, sp, zero; lw r, n(sp)
 _ADDIU_SP, _SUBU_SP, _SW, _ADDU_SP, _LW_SP = 0x27BD, 0x03A0_E823, 0xAC00_0000, 0x03A0_0021, 0x8FA0
 _ADDU_SP_SP = 0x03A0_E821
-_JR_RA, _JR_T9 = 0x03E0_0008, 0x0320_0008
 _BRANCHES = frozenset((1, 4, 5, 6, 7, 20, 21, 22, 23))
 _LARGEST = 1 << 20  # of what is looked at, in bytes
 
@@ -105,16 +105,8 @@ class PdrSource:
         """Whether the function reaches as far as `vaddr`, by its branches and returns."""
         if procedure.compressed or vaddr - procedure.start > _LARGEST:
             return True
-        here = furthest = procedure.start
-        for word in self._words(image, procedure.start, vaddr):
-            if word >> 26 in _BRANCHES:
-                furthest = max(furthest, here + 4 + 4 * ((word & 0xFFFF ^ 0x8000) - 0x8000))
-            if _is_jump(word) and furthest < here + 8 <= vaddr:
-                return False
-            if word & 0xFC1F_FFFF == 8 and word not in (_JR_RA, _JR_T9):
-                return True  # by a table, which leads nobody knows where
-            here += 4
-        return True
+        code = image.at(procedure.start, vaddr + 4 - procedure.start)
+        return vaddr - procedure.start < extent(code, self.byteorder)
 
     def _saves_ra(self, image: Image, procedure: Procedure, vaddr: int) -> bool:
         """Whether the instructions up to `vaddr` store ra.
@@ -141,7 +133,7 @@ class PdrSource:
             if leaving == 1:
                 undone = False
             leaving = max(0, leaving - 1)
-            if _is_jump(word):
+            if is_jump(word):
                 leaving = 2
             elif upper == _ADDIU_SP:
                 amount = (word & 0xFFFF ^ 0x8000) - 0x8000
@@ -163,8 +155,3 @@ class PdrSource:
         code = image.at(start, end - start & -4)
         form = "<I" if self.byteorder == "little" else ">I"
         return (word for (word,) in iter_unpack(form, code[: len(code) & -4]))
-
-
-def _is_jump(word: int) -> bool:
-    """jr, b or j: what follows the delay slot is reached from elsewhere only."""
-    return word & 0xFC1F_FFFF == 8 or word >> 16 == 0x1000 or word >> 26 == 2
