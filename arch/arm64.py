@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from unwind.architecture import Architecture, Layout, Trampoline
+from unwind.architecture import Architecture, Clone, Layout, Trampoline
 from unwind.rules import CfaRegister, Offset, Origin, Row, Rule, Undefined, ValOffset
 
 __all__ = ["ARCH"]
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from unwind.machine import CodeModel
 
 # DWARF numbers: AADWARF64 §4.1; those without a name in readelf are named here.
-X0, X18, X19, X28, X29, X30, SP, PC = 0, 18, 19, 28, 29, 30, 31, 32
+X0, X1, X8, X18, X19, X28, X29, X30, SP, PC = 0, 1, 8, 18, 19, 28, 29, 30, 31, 32
 ELR, RA_SIGN_STATE, VG, FFR = 33, 34, 46, 47
 PSTATE = 4096  # Linux's; DWARF has no number for it
 
@@ -156,5 +156,6 @@ ARCH = Architecture(
     follows_call=_follows_call,
     call_target=_call_target,
     stack_alignment=16,
+    clone=Clone(bytes.fromhex("010000d4"), X8, 220, 435, X1, X0),  # svc #0
     code_model=_code_model,
 )

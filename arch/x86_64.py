@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from unwind.architecture import Architecture, Layout, Trampoline
+from unwind.architecture import Architecture, Clone, Layout, Trampoline
 from unwind.rules import CfaRegister, Offset, Origin, Row, Rule, Undefined, ValOffset
 
 __all__ = ["ARCH"]
@@ -162,6 +162,7 @@ ARCH = Architecture(
     call_target=_call_target,
     red_zone=128,
     stack_alignment=8,
+    clone=Clone(b"\x0f\x05", ORIG_RAX, 56, 435, RSI, RAX),
     code_model=_code_model,
     fixed_regions=((0xFFFF_FFFF_FF60_0000, 0xFFFF_FFFF_FF60_1000, "[vsyscall]"),),
 )

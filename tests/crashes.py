@@ -583,7 +583,7 @@ def crash_built(case: Case, executable: Path, directory: Path) -> Crash:
     if case.by == "kernel" and not kernel_writes_cores():
         cannot("the kernel hands its cores to another program here")
     if case.by != "gdb" and kernel_writes_cores():
-        _crash_by_kernel(command, environment, core)
+        crash_by_kernel(command, environment, core)
     else:
         _crash_by_gdb(case, command, environment, core)
     stacks = list(expected(record, executable, case.libc, case.nameless, case.ends))
@@ -654,7 +654,8 @@ def compile_c(compiler: str, flags: Sequence[str], sources: Sequence[str], outpu
     _run(compiler, "-pipe", *warnings, *flags, "-Wl,--build-id", "-o", output, *paths)
 
 
-def _crash_by_kernel(command: Sequence[str], environment: dict[str, str], core: Path) -> None:
+def crash_by_kernel(command: Sequence[str], environment: dict[str, str], core: Path) -> None:
+    """Runs a program that crashes; the kernel's core of it is moved to `core`."""
     # core_pattern may add the pid and more: the only file of an empty directory is the core.
     with TemporaryDirectory(dir=core.parent) as scratch:
         # The shell sets the limit: preexec_fn and threads do not go together.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -12,8 +13,11 @@ import pytest
 from tests import crashes, truth
 from tests.crashes import CASES, Case, Crash, Crashes
 from tests.replay import assert_replayed
-from tests.support import need, python, run, validate
+from tests.support import cannot, need, python, run, validate
 from tests.truth import Ends, Found, Stack
+
+
+_TRIES = 20  # until a thread that was made has not run: where no real-time priority is given
 
 
 @pytest.fixture(scope="session")
@@ -31,6 +35,24 @@ def test_every_stack_is_the_recorded_one(case: Case, crashed: Crashes) -> None:
 def test_a_snapshot_gives_the_same_document(case: Case, crashed: Crashes, tmp_path: Path) -> None:
     crash = crashed[case]
     assert_replayed(crash.core, tmp_path / "snapshot", files=crash.options)
+
+
+def test_a_thread_that_has_not_run_yet_has_no_caller(tmp_path: Path) -> None:
+    """Behind clone()'s system call: its registers, and the rows there, are its maker's."""
+    need("gcc")
+    if not crashes.kernel_writes_cores():
+        cannot("a debugger would let the new thread run")
+    program, core = tmp_path / "program", tmp_path / "core"
+    crashes.compile_c("gcc", ("-O2", "-fno-omit-frame-pointer"), ("newborn.c",), program)
+    for _ in range(_TRIES):
+        crashes.crash_by_kernel([str(program)], dict(os.environ), core)
+        ran = python("-m", "unwind.cli.core", str(core), "--json")
+        made = json.loads(ran.stdout)["threads"][1]
+        if made["frames"][0]["function"].endswith("clone"):
+            assert [frame["function"] for frame in made["frames"]] == ["__clone"]
+            assert made["end"]["reason"] == "outermost"
+            return
+    cannot("the new thread always ran first")
 
 
 def unwound(crash: Crash, *options: str) -> dict[str, Any]:

@@ -7,7 +7,7 @@ from unwind.rules import Row, Rule
 from unwind.signals import LINUX
 from unwind.values import Value
 
-__all__ = ["Architecture", "Layout", "Trampoline", "pc_register"]
+__all__ = ["Architecture", "Clone", "Layout", "Trampoline", "pc_register"]
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -61,6 +61,17 @@ def _no_call(before: bytes) -> bool:
     return True
 
 
+class Clone(Value):
+    """What shows that a thread stands behind the system call that has just made it."""
+
+    instruction: bytes  # of a system call
+    number: int  # the register that has its number
+    clone: int
+    clone3: int  # always with a stack of its own, in the C libraries that there are
+    stack: int  # the register with clone's second argument: 0 where the stack is a copy (fork)
+    result: int  # the register of the result, which is 0 in what was made
+
+
 class Architecture(Value):
     """One processor and its ABI, as numbers, rules and byte patterns.
 
@@ -108,6 +119,7 @@ class Architecture(Value):
     gdb_architectures: tuple[str, ...] = ()  # as target descriptions name it, with or without :...
     gdb_names: Mapping[str, int] = {}  # registers of gdb that `names` has otherwise
     signals: Mapping[int, str] = LINUX
+    clone: Clone | None = None  # on mips the result takes the number's place
     swapped_siginfo: bool = False  # si_code lies before si_errno
     code_model: Callable[[], CodeModel] | None = None  # what instructions do, loaded when needed
     # The pc to look up in the innermost frame.

@@ -69,6 +69,9 @@ class FastUnwinder:
                 pc = arch.code_address(pc)
             if arch.innermost(arch, registers) != pc:
                 return None
+        clone = arch.clone
+        if clone is not None and registers.get(clone.number) in (clone.clone, clone.clone3):
+            return None  # perhaps a thread that has just been made: it has no caller
         sp = arch.data_address(sp)
         view = view_of(snapshot.memory, sp) or self._view_above(snapshot)
         if view is None:

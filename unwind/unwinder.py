@@ -135,6 +135,8 @@ class Unwinder:
 
     def step(self, place: Place) -> Step | Stop:
         """The step out of `place` by the best row that leads somewhere, or why there is none."""
+        if not place.called and self._is_new(place):
+            return Stop(End.OUTERMOST, "clone() has just made the thread")
         refused: list[tuple[str, NoRow]] = []
         helpless: tuple[UnknownRegister, Row, str] | None = None
         for trust, row in self.lookup.rows_at(place):
@@ -167,6 +169,24 @@ class Unwinder:
         if helpless is not None:
             return _stopped_by(helpless[0], place, *helpless[1:], tuple(refused))
         return _no_row(place, tuple(refused))
+
+    def _is_new(self, place: Place) -> bool:
+        """Whether the thread, or the process, was made by clone() just now, on a stack of its own.
+
+        It has no caller yet. But its registers are copies of those of its maker, and so is what any
+        row makes of them: one piece of code, and of CFI, serves both behind the system call.
+        """
+        clone, registers = self.arch.clone, place.registers
+        if clone is None or registers.get(clone.result) != 0:
+            return False
+        number = registers.get(clone.number)
+        if number != clone.clone3 and (number != clone.clone or not registers.get(clone.stack)):
+            return False
+        size = len(clone.instruction)
+        try:
+            return place.memory.read(place.pc - size, size) == clone.instruction
+        except MemoryFault:
+            return False
 
     def _lacking(self, error: UnknownRegister) -> str:
         return f"its row needs {self.arch.register_name(error.number)}, which is not known here"
