@@ -467,11 +467,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     if options.places:
         corpus = {"": tasks(oracle.elf_files(options.places), True, options.every)}
     else:
-        # readelf reads this machine's files in `make oracle-rows`.
-        corpus = {"x86_64": tasks(oracle.elf_files(oracle.PLACES), False, options.every)}
+        corpus = {}
         for name in FOREIGN:
             root = fetch(name, PACKAGES, options.keep / "tables" / name)
             corpus[name] = tasks(oracle.elf_files([str(root)]), True, options.every)
+        # readelf reads this machine's files in `make oracle-rows`.
+        corpus["x86_64"] = tasks(oracle.elf_files(oracle.PLACES), False, options.every)
     bad = 0
     for name, work in corpus.items():
         start, total = time.monotonic(), Comparison()
