@@ -16,7 +16,6 @@ from tests.replay import assert_replayed
 from tests.support import cannot, need, python, run, validate
 from tests.truth import Ends, Found, Stack
 
-
 _TRIES = 20  # until a thread that was made has not run: where no real-time priority is given
 
 
