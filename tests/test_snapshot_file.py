@@ -22,6 +22,7 @@ from tests import crashes
 from tests.crashes import Case, Crashes, named
 from tests.replay import differences, printed
 from tests.support import ROOT, python
+from tests.test_core_command import WITHOUT_CAPSTONE
 from tests.test_recording import told
 from tests.worlds import World
 from unwind.errors import FormatError, SourceError, UnsupportedArchitecture, UnwindError
@@ -160,6 +161,15 @@ def test_it_keeps_what_other_methods_look_at(
     whole = printed(crash.core, "--json", option, "--record", path)
     alone = printed(path, "--json", option)
     assert list(differences(whole["threads"], alone["threads"])) == []
+
+
+@pytest.mark.parametrize("case", named("frame-pointers"), ids=str)
+def test_rows_from_code_need_no_capstone(case: Case, tmp_path: Path, crashed: Crashes) -> None:
+    path = tmp_path / "snapshot"
+    whole = python(*COMMAND, crashed[case].core, "--record", path)
+    assert "[emulation]" in whole.stdout
+    alone = python("-c", WITHOUT_CAPSTONE, path)
+    assert (alone.stdout, alone.stderr) == (whole.stdout, "")
 
 
 def test_other_methods_than_those_of_the_time_are_warned_of(snapshot: Path) -> None:
