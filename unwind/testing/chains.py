@@ -14,7 +14,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from unwind.dwarf.constants import DW_OP
+from unwind.dwarf.constants import DW_EH_PE, DW_OP
 from unwind.dwarf.instructions import Instruction
 from unwind.rules import (
     CfaExpression,
@@ -51,6 +51,7 @@ class Function:
     body: Body
     cie: CIE
     calls: bool  # a call ends at the site
+    handles: bool = False  # its FDE names a personality routine and data for it
 
     @property
     def pc(self) -> int:
@@ -91,7 +92,9 @@ class _Made:
     values: dict[int, int]
     signal: bool
     called: bool
-    rules: dict[int, Rule] = field(default_factory=dict)
+    rules: dict[int, Rule]
+    cfa_rule: CfaRule
+    size: int  # of the frame
 
 
 def chain(
@@ -141,7 +144,7 @@ class _Builder:
         for n, signal in enumerate(kinds):
             if signal:
                 self.trampoline(called=not inner[n + 1])
-            else:
+            elif inner[n + 1] or not self.recurse():
                 self.call(called=not inner[n + 1], innermost=n == len(kinds) - 1)
         registers = self.frames[-1].values
         registers[self.dialect.arch.pc] = self.frames[-1].function.pc + self.bias
@@ -198,6 +201,42 @@ class _Builder:
         passed = {r for r in self.needed if r not in rules and r in dialect.saved}
         self.needed = uses | passed
         self.finish(cfa, cfa_rule, rules, called, signed=signed)
+
+    def recurse(self) -> bool:
+        """Perhaps the function called last calls itself from the same place."""
+        last, dialect = self.frames[-1], self.dialect
+        column = dialect.arch.return_address
+        by_slots = all(isinstance(rule, Offset) for rule in last.rules.values())
+        if last.cfa_rule != CfaRegister(dialect.sp, last.size) or not by_slots:
+            return False
+        if (
+            last.signal
+            or not last.called
+            or (dialect.link is not None and column not in last.rules)
+        ):
+            return False
+        if len(self.frames) < 2 or not self.choices.chance(3):
+            return False
+        caller, cfa, pc = self.values, self.sp, last.function.pc + self.bias
+        self.sp = cfa - last.size
+        self.fill(self.sp, cfa)
+        self.values = dict(caller)
+        places = {column: cfa - self.word}
+        places |= {r: cfa + rule.n for r, rule in last.rules.items() if isinstance(rule, Offset)}
+        for register, slot in places.items():
+            self.memory[slot] = pc if register == column else caller[register]
+            if register != column:
+                self.values[register] = self.value()
+        self.values[dialect.sp] = self.sp
+        if dialect.link is not None:
+            self.values[dialect.link] = pc
+        self.needed = {r for r in self.needed if r not in last.rules}
+        self.frames.append(
+            _Made(
+                last.function, cfa, self.values, False, True, last.rules, last.cfa_rule, last.size
+            )
+        )
+        return True
 
     def trampoline(self, called: bool) -> None:
         """A signal's frame: the kernel saved every register of what it interrupted."""
@@ -261,16 +300,20 @@ class _Builder:
         wanted += [rule_instruction(dialect, r, rule) for r, rule in rules.items()]
         wanted += [negate_ra_state()] if signed else []
         made = body(choices, dialect, wanted, called, trampoline=signal)
+        handles = choices.chance(5)
         cie = CIE(
             dialect.initial,
             version=choices.pick((1, 3)),
-            augmentation="zRS" if signal else "zR",
+            augmentation=("zPLR" if handles else "zR") + "S" * signal,
+            personality_encoding=DW_EH_PE.pcrel | DW_EH_PE.sdata4,
+            personality=self.low,
+            lsda_encoding=DW_EH_PE.pcrel | DW_EH_PE.sdata4,
             code_align=dialect.code_align,
             data_align=dialect.data_align,
             return_address=column if signal else dialect.arch.return_address,
         )
         name = f"{'trampoline' if signal else 'f'}{len(self.functions)}"
-        function = Function(name, self.place(made.size), made, cie, called and not signal)
+        function = Function(name, self.place(made.size), made, cie, called and not signal, handles)
         self.functions.append(function)
         pc = function.pc + self.bias
         self.values[dialect.sp] = self.sp
@@ -280,7 +323,8 @@ class _Builder:
             link = () if dialect.link is None else (dialect.link,)
             for register in (*dialect.scratch, *link):
                 self.values.setdefault(register, self.value())
-        self.frames.append(_Made(function, cfa, self.values, signal, called, rules))
+        size = cfa - self.sp
+        self.frames.append(_Made(function, cfa, self.values, signal, called, rules, cfa_rule, size))
 
     # ------------------------------------------------------------------------- rules
 

@@ -75,6 +75,11 @@ def _function(dialect: Dialect, function: Function, callee: str) -> Iterator[str
     yield ".cfi_startproc"
     if "S" in function.cie.augmentation:
         yield ".cfi_signal_frame"
+    if function.handles:
+        # The encoding of compilers, pcrel and sdata4; that these are no such things, no unwinder
+        # for debuggers minds.
+        yield f".cfi_personality 0x1b, {name}"
+        yield f".cfi_lsda 0x1b, {name}"
     if function.cie.return_address != dialect.arch.return_address:
         yield f".cfi_return_column {function.cie.return_address}"
     here, end = 0, body.size

@@ -9,6 +9,7 @@ unwind-core's own format (unwind-stack/1) is read as such.
 from __future__ import annotations
 
 import json
+import os
 import re
 import shlex
 import signal
@@ -76,18 +77,23 @@ def _output(words: Sequence[str], timeout: float) -> tuple[str, int | None]:
     """What a command prints, and its exit code; None where it did not end in time."""
     with TemporaryFile() as out:
         try:
-            done = subprocess.run(
+            process = subprocess.Popen(
                 words,
                 stdin=subprocess.DEVNULL,
                 stdout=out,
                 stderr=subprocess.DEVNULL,
-                timeout=timeout,
+                start_new_session=True,  # so that what it started ends with it
             )
-            status: int | None = done.returncode
-        except subprocess.TimeoutExpired:
-            status = None
         except OSError as error:
             raise SourceError(f"--command: {error.strerror}", words[0]) from None
+        try:
+            status: int | None = process.wait(timeout)
+        except subprocess.TimeoutExpired:
+            status = None
+        finally:
+            if process.poll() is None:
+                os.killpg(process.pid, signal.SIGKILL)
+                process.wait()
         out.seek(0)
         return out.read(_MOST).decode("utf-8", "replace"), status
 

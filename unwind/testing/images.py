@@ -41,7 +41,8 @@ def image(chain: Chain, kind: Kind = "eh_frame", headers: bool = True) -> bytes:
 def section_of(chain: Chain, vaddr: int, kind: Kind = "eh_frame") -> Section:
     """The CFI of all functions, which lies at `vaddr`."""
     entries = [
-        FDE(each.start, each.body.size, each.body.program, each.cie) for each in chain.functions
+        FDE(each.start, each.body.size, each.body.program, each.cie, each.start * each.handles)
+        for each in chain.functions
     ]
     return Section(*entries, kind=kind, vaddr=vaddr, target=chain.dialect.target)
 
