@@ -12,7 +12,7 @@ simplest one.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from unwind.dwarf.constants import DW_EH_PE, DW_OP
 from unwind.dwarf.instructions import Instruction
@@ -106,19 +106,23 @@ def chain(
     least: int = 0,
     most: int = 8,
     signals: bool = True,
-    tame: bool = False,
 ) -> Chain:
-    """A chain of `least` + 1 to `most` + 1 frames, whose code lies around vaddr `text`.
+    """A chain of `least` + 1 to `most` + 1 frames, whose code lies around vaddr `text`."""
+    return _Builder(choices, dialect, bias, text).build(least, most, signals)
 
-    `tame`: without what only few unwinders claim to know (a CFA on another stack, a trampoline
-    whose column is the pc).
-    """
-    return _Builder(choices, dialect, bias, text, tame).build(least, most, signals)
+
+# Where stacks begin, below the top of what Linux gives a program on each size of machine.
+_TOPS = {8: 0x7FFF_F7E0_0000, 4: 0x7FDF_0000}
 
 
 class _Builder:
-    def __init__(self, choices: Choices, dialect: Dialect, bias: int, text: int, tame: bool):
-        self.choices, self.dialect, self.bias, self.tame = choices, dialect, bias, tame
+    """A chain that grows inwards. `values` and `sp` are those of the frame made last, at its call.
+
+    `needed` are the registers by which frames further out are found: no frame within may lose them.
+    """
+
+    def __init__(self, choices: Choices, dialect: Dialect, bias: int, text: int):
+        self.choices, self.dialect, self.bias = choices, dialect, bias
         self.signs = dialect.pac and choices.chance(3)  # compiled with -mbranch-protection
         self.word = dialect.arch.word
         self.mask = (1 << 8 * self.word) - 1
@@ -126,11 +130,9 @@ class _Builder:
         self.functions: list[Function] = []
         self.frames: list[_Made] = []  # the outermost first
         self.memory: dict[int, int] = {}
-        self.sp = (0x7FFF_F7E0_0000 if self.word == 8 else 0x7FDF_0000) - 16 * choices.integer(
-            0, 64
-        )
+        self.sp = _TOPS[self.word] - 16 * choices.integer(0, 64)
         self.values: dict[int, int] = {}
-        self.needed: set[int] = set()  # by rows further out
+        self.needed: set[int] = set()
 
     def build(self, least: int, most: int, signals: bool) -> Chain:
         """The chain; of its frames only the innermost and what a signal stopped made no call."""
@@ -164,7 +166,7 @@ class _Builder:
         column = self.dialect.arch.return_address
         rules: dict[int, Rule] = {column: Undefined()}
         self.sp = cfa - size
-        self.finish(cfa, CfaRegister(self.dialect.sp, size), rules, called, self.dialect.sp)
+        self.finish(cfa, CfaRegister(self.dialect.sp, size), rules, called)
 
     def call(self, called: bool, innermost: bool) -> None:
         """A function that the last one called; `called`: it makes a call itself."""
@@ -206,16 +208,12 @@ class _Builder:
         """Perhaps the function called last calls itself from the same place."""
         last, dialect = self.frames[-1], self.dialect
         column = dialect.arch.return_address
+        # Only what lies in slots can be done again with other values.
         by_slots = all(isinstance(rule, Offset) for rule in last.rules.values())
+        by_slots = by_slots and (dialect.link is None or column in last.rules)
         if last.cfa_rule != CfaRegister(dialect.sp, last.size) or not by_slots:
             return False
-        if (
-            last.signal
-            or not last.called
-            or (dialect.link is not None and column not in last.rules)
-        ):
-            return False
-        if len(self.frames) < 2 or not self.choices.chance(3):
+        if last.signal or not last.called or len(self.frames) < 2 or not self.choices.chance(3):
             return False
         caller, cfa, pc = self.values, self.sp, last.function.pc + self.bias
         self.sp = cfa - last.size
@@ -231,11 +229,7 @@ class _Builder:
         if dialect.link is not None:
             self.values[dialect.link] = pc
         self.needed = {r for r in self.needed if r not in last.rules}
-        self.frames.append(
-            _Made(
-                last.function, cfa, self.values, False, True, last.rules, last.cfa_rule, last.size
-            )
-        )
+        self.frames.append(replace(last, cfa=cfa, values=self.values))
         return True
 
     def trampoline(self, called: bool) -> None:
@@ -246,14 +240,13 @@ class _Builder:
         for register in dialect.scratch:
             values.setdefault(register, self.value())
         pc = interrupted.function.pc + self.bias
-        columns = dialect.signal_columns[-1:] if self.tame else dialect.signal_columns
-        column = choices.pick(columns)
+        column = choices.pick(dialect.signal_columns)
         if not interrupted.called and self.leaf(interrupted) and column == dialect.link:
             column = dialect.signal_columns[0]
         if column == dialect.link:
             values[column] = pc
         everything = {**values, dialect.sp: self.sp, column: pc}
-        if not self.tame and choices.chance(4):
+        if choices.chance(4):
             below = self.sp & ~0xFFFF_FFFF if word == 8 else self.sp & ~0xFF_FFFF
             base = below - 16 * choices.integer(1, 64)  # sigaltstack(2), in another mapping
         else:
