@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from unwind.machine import CFA, CONSTANT, RETURN_ADDRESS, CodeModel, Machine
+from unwind.machine import CFA, CONSTANT, RESTORED, RETURN_ADDRESS, CodeModel, Machine
 
 __all__ = ["MODEL"]
 
@@ -162,8 +162,13 @@ def _load(machine: Machine, text: str) -> None:
     known = machine.state.registers
     _move_base(machine, base, before)
     values: list[Symbolic | None] = []
-    for _, size in registers:
-        values.append(machine.load(base, offset) if offset is not None and size == 8 else None)
+    for number, size in registers:
+        value = machine.load(base, offset) if offset is not None and size == 8 else None
+        values.append(value)
+        if offset is not None and value == (number, 0) and number in _SAVED:
+            # gcc saves each register where it needs it (-fshrink-wrap-separate): from here on
+            # control may also come from where this slot was not written.
+            machine.copy().slots[RESTORED, number] = (CONSTANT, 0)
         offset = offset + size if offset is not None else None
     for (number, _), value in zip(registers, values, strict=True):
         if number in known or (value is not None and number >= 0):
@@ -290,14 +295,26 @@ def _adr(machine: Machine, text: str) -> None:
 def _indirect(machine: Machine, text: str) -> bool:
     by_table = machine.get(_REGISTERS.get(text.partition(",")[0], _NOTHING)[0]) == _HERE
     machine.somewhere = 2 if by_table else 1
+    if not by_table:
+        machine.odd += _pops_too_much(machine)
     return True
 
 
 def _return(machine: Machine, text: str) -> bool:
     sp = machine.get(SP)
+    _pops_too_much(machine)
     if sp != (CFA, 0) and sp is not None:
         machine.odd += 1
     return True
+
+
+def _pops_too_much(machine: Machine) -> bool:
+    """Whether what leaves takes away more of the stack than it has put there."""
+    sp = machine.get(SP)
+    if sp is None or sp[0] != CFA:
+        return False
+    machine.popped.add(sp[1])
+    return sp[1] > 0
 
 
 def _stop(machine: Machine, text: str) -> bool:
@@ -502,6 +519,8 @@ MODEL = CodeModel(
     bases=(X29, SP, *range(9, 18), *range(X19, X29), *range(9)),
     keeps_slots=True,
     frame_record=True,
+    # AAELF64 §13, the PLT header: stp x16, x30, [sp, #-16]!
+    pushed_slots={(CFA, -8): (RETURN_ADDRESS, 0)},
     red_zone=0,
     calls=frozenset("bl blr blraa blrab blraaz blrabz".split()),
     padding=frozenset({"nop", "udf"}),

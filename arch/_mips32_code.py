@@ -218,6 +218,10 @@ def _call(machine: Machine, instruction: Instruction) -> None:
         _forget(machine, operands[0][1])  # a link in another register
     elif operands[-1] == ("i", address + 8, 0):
         _forget(machine, RA)  # bal .+8: where am I?
+    elif machine.get(T7) == (RETURN_ADDRESS, 0):
+        # A lazy binding stub jumps to the dynamic linker; the next one lies behind it.
+        _forget(machine, RA)
+        machine.anew = True
     else:
         machine.called = True
         machine.lost = _LOST

@@ -298,8 +298,9 @@ def _return(machine: Machine, instruction: Instruction) -> bool:
 def _pops_too_much(machine: Machine) -> None:
     """What leaves with the stack pointer above the return address was not entered by a call."""
     sp = machine.get(RSP)
-    if sp is not None and sp[0] == CFA and sp[1] > -8:
-        machine.odd += 1
+    if sp is not None and sp[0] == CFA:
+        machine.popped.add(sp[1] + 8)
+        machine.odd += sp[1] > -8
 
 
 def _stop(machine: Machine, instruction: Instruction) -> bool:

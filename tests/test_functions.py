@@ -300,3 +300,42 @@ def test_init_and_fini_begin_where_the_dynamic_section_says(tmp_path: Path) -> N
         row = table.row(section.vaddr + 4, False) if table is not None else None
         assert row is not None
         assert row.cfa == CfaRegister(7, 16)
+
+
+RESOLVER = r"""
+    .text
+    .globl resolver, other
+    .type resolver, @function
+resolver:
+    push %rbx
+    mov %rsp, %rbx
+    and $-64, %rsp
+    call other
+    mov %rax, %r11
+    mov %rbx, %rsp
+    mov (%rsp), %rbx
+    add $24, %rsp
+    jmp *%r11
+    .size resolver, . - resolver
+    .type other, @function
+other:
+    ret
+    .size other, . - other
+"""
+
+
+def test_what_a_resolver_takes_away_was_pushed_before_it(tmp_path: Path) -> None:
+    """ld.so's _dl_runtime_resolve is entered with two words above the return address."""
+    need("gcc")
+    (tmp_path / "f.s").write_text(RESOLVER)
+    run("gcc", "-shared", "-nostdlib", "f.s", "-o", "f.so", cwd=tmp_path).check_returncode()
+    image = Image(Elf((tmp_path / "f.so").read_bytes()))
+    assert MODEL is not None
+    disassemble = disassembler(MODEL)
+    functions = Functions(image, MODEL, disassemble, FoundStarts(image, MODEL, disassemble))
+    [start] = [symbol.vaddr for symbol in image.symbols if symbol.name == "resolver"][:1]
+    table = functions.table(start)
+    assert table is not None
+    assert table.start == start
+    rows = [table.row(start + n, False) for n in (0, 1)]
+    assert [row and row.cfa for row in rows] == [CfaRegister(7, 24), CfaRegister(7, 32)]

@@ -268,3 +268,19 @@ def test_a_register_that_points_into_the_frame_is_no_frame_pointer(
     """
     table = follow(target, tmp_path, code)
     assert [at(table, n) for n in (4, 5, 7)] == [(SP, 64, Offset(-4))] * 3
+
+
+def test_behind_a_lazy_binding_stub_lies_another(target: Target, tmp_path: Path) -> None:
+    stub = "lw $25, -32752($28)\nmove $15, $31\njalr $25\nli $24, 5\n"
+    table = follow(target, tmp_path, 2 * stub)
+    assert [at(table, n) for n in (0, 1, 4, 5)] == [(SP, 0, None)] * 4
+    assert [at(table, n)[2] for n in (3, 7)] == [InRegister(T7)] * 2
+
+
+def test_a_resolver_is_entered_with_its_return_address_in_t7(
+    target: Target, tmp_path: Path
+) -> None:
+    code = "addiu $29, $29, -32\nnop\nsw $15, 28($29)\njalr $25\nnop\nlw $31, 28($29)\n"
+    table = follow(target, tmp_path, code + "jr $2\naddiu $29, $29, 32\n")
+    assert [at(table, n) for n in (0, 1)] == [(SP, 0, InRegister(T7)), (SP, 32, InRegister(T7))]
+    assert [at(table, n) for n in (3, 5, 6)] == [(SP, 32, Offset(-4))] * 3

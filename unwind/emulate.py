@@ -9,7 +9,7 @@ from __future__ import annotations
 from bisect import bisect_right
 from heapq import heappop, heappush
 
-from unwind.machine import CFA, CONSTANT, NO_CALLER, RETURN_ADDRESS, Machine, State
+from unwind.machine import CFA, CONSTANT, NO_CALLER, RESTORED, RETURN_ADDRESS, Machine, State
 from unwind.rules import (
     CfaExpression,
     CfaRegister,
@@ -42,6 +42,7 @@ class Table:
 
     __slots__ = (
         "_called",
+        "_carrier",
         "_model",
         "_starts",
         "_states",
@@ -49,6 +50,7 @@ class Table:
         "leaves",
         "odd",
         "orphans",
+        "pushed",
         "slots",
         "start",
     )
@@ -65,6 +67,7 @@ class Table:
         leaves: list[tuple[int, State]],
         called: Mapping[int, State],
         slots: Container[int] = (),
+        pushed: int = 0,
     ):
         self._model = model
         self.start, self.end = start, end
@@ -72,9 +75,19 @@ class Table:
         self.orphans = orphans  # some code is reached by nothing that is known
         self.leaves = leaves  # jumps out of the function: where to, and the state there
         self.slots = slots  # the vaddrs of delay slots, which are executed with their branch
+        self.pushed = pushed  # bytes below the return address that it finds there and takes away
         self._called = called  # by the vaddr of a call: the state in which its delay slot leaves
         self._starts: list[int] = []
         self._states: list[State | None] = []
+        # A register in which the return address came, which the function keeps in its place.
+        self._carrier = next(
+            (
+                register
+                for register in model.return_carriers
+                if any(state and (register, 0) in state.slots.values() for state in states)
+            ),
+            None,
+        )
         last: object = self
         for instruction, state in zip(instructions, states, strict=True):
             if state is not last:
@@ -99,7 +112,7 @@ class Table:
         if state is None:
             return None
         if called not in state.made:
-            state.made[called] = _row(state, self._model, self.start, called)
+            state.made[called] = _row(state, self._model, self.start, called, self._carrier)
         row = state.made[called]
         if row is None:
             return None
@@ -143,6 +156,7 @@ class _Run:
         self.slots: set[int] = set()  # the vaddrs of delay slots
         self.called: dict[int, State] = {}  # past delay slots, by the vaddrs of calls
         self.odd = 0
+        self.popped: set[int] = set()
 
     def table(self, entries: Mapping[int, State], callable: bool) -> Table:
         model, code = self.model, self.code
@@ -152,10 +166,12 @@ class _Run:
         if callable:
             self.wait(0, State(dict(model.entry), dict(model.entry_slots)))
         self.follow()
-        odd = self.odd  # of what is reached: beyond, states are guesses
+        odd, popped = self.odd, set(self.popped)  # of what is reached: beyond, states are guesses
         orphans = self.follow_orphans()
         start, end = code[0][0], code[-1][0] + code[-1][1]
-        known = self.leaves, self.called, self.slots
+        left = {size for size in popped if size >= 0}  # else a jump within the function
+        pushed = left.pop() if len(left) == 1 else 0
+        known = self.leaves, self.called, self.slots, pushed
         return Table(model, start, end, code, self.states, odd, orphans, *known)
 
     def wait(self, number: int, state: State) -> None:
@@ -223,12 +239,16 @@ class _Run:
                 break
             if annulled is not None:
                 machine.state, machine.shared = annulled, True
+            if machine.anew:
+                machine.state = State(dict(self.model.entry), dict(self.model.entry_slots))
+                machine.anew, machine.shared = False, False
             if machine.called and code[number][2] in padding and number + 1 < len(code):
                 # Padding behind a call: what jumps to the code beyond it knows better than the
                 # call, which may not return.
                 self.doubtful.append((number + 1, machine.state))
                 break
         self.odd += machine.odd
+        self.popped |= machine.popped
 
     def moves(self, start: int, last: int) -> None:
         """The stack pointer is another one each time in the loop from `start` on, to `last`."""
@@ -383,13 +403,16 @@ def _target(operands: str) -> int | None:
         return None
 
 
-def _row(state: State, model: CodeModel, function: int, called: bool) -> Row | None:
+def _row(
+    state: State, model: CodeModel, function: int, called: bool, carrier: int | None
+) -> Row | None:
     """The rules that a state comes to, None where nothing known carries the CFA.
 
     `called`: the instruction is a call and under way, so a link register is lost already.
+    `carrier`: the register in which the return address came, where that is not the usual one.
     """
     red_zone = 0 if called else model.red_zone
-    cfa = _cfa(state, model)
+    cfa = _cfa(state, model, called)
     if cfa is None and (NO_CALLER, 0) in state.slots:
         cfa = CfaRegister(model.sp, 0)  # of start-up code, which aligns sp: nobody needs it
     if cfa is None:
@@ -409,46 +432,52 @@ def _row(state: State, model: CodeModel, function: int, called: bool) -> Row | N
     for register in model.saved:
         kept = state.registers.get(register) == (register, 0)
         saved = where.get(register)
-        if saved is not None and (not kept or (model.keeps_slots and saved[0] == CFA)):
+        stays = model.keeps_slots and (RESTORED, register) not in state.slots
+        if saved is not None and (not kept or (stays and saved[0] == CFA)):
             rule = _saved_at(saved, state)
             rules[register] = rule if rule is not None else Undefined()
         elif not kept:
             rules[register] = Undefined()
     column = model.return_address
-    if called or state.registers.get(column) != (RETURN_ADDRESS, 0):
-        rule = _return_address(where, state, model, called)
+    symbol = RETURN_ADDRESS if carrier is None else carrier
+    if called or state.registers.get(column) != (symbol, 0):
+        rule = _return_address(where, state, model, called, symbol)
         if rule is None:
             return None
         rules[column] = rule
-    elif model.keeps_slots and where.get(RETURN_ADDRESS, (0, 0))[0] == CFA:
+    elif model.keeps_slots and where.get(symbol, (0, 0))[0] == CFA:
         # In a loop a call has changed the register when control comes back. And a signal in the
         # delay slot of a call leaves the pc at the call, which has set ra already.
-        rules[column] = Offset(where[RETURN_ADDRESS][1])
+        rules[column] = Offset(where[symbol][1])
     origin = Origin("code", note=f"the code from {function:#x} on")
     return Row(0, 0, cfa, rules, column, origin)
 
 
 def _return_address(
-    where: Mapping[int, Symbolic], state: State, model: CodeModel, called: bool
+    where: Mapping[int, Symbolic], state: State, model: CodeModel, called: bool, symbol: int
 ) -> Rule | None:
     """Where the return address is, if not in its own register; None where nowhere."""
-    for symbol in (RETURN_ADDRESS, *model.return_carriers):
-        saved = where.get(symbol)
-        rule = _saved_at(saved, state) if saved is not None else None
-        if rule is not None:
-            return rule
-        for register, value in state.registers.items():
-            if value == (RETURN_ADDRESS, 0) and (not called or register in model.saved):
-                return InRegister(register)
+    saved = where.get(symbol)
+    rule = _saved_at(saved, state) if saved is not None else None
+    if rule is not None:
+        return rule
+    for register, value in state.registers.items():
+        if value == (symbol, 0) and (not called or register in model.saved):
+            return InRegister(register)
     return None
 
 
-def _cfa(state: State, model: CodeModel) -> CfaRule | None:
-    """How the CFA is had: from a register, else from where one was saved (gcc's DRAP)."""
+def _cfa(state: State, model: CodeModel, called: bool) -> CfaRule | None:
+    """How the CFA is had: from a register, else from where one was saved (gcc's DRAP).
+
+    While a call is under way, only what the callee gives back as it was has its value still.
+    """
     stack = state.registers.get(model.sp)
     for register in model.bases:
         value = state.registers.get(register)
         if value is None or value[0] != CFA:
+            continue
+        if called and register != model.sp and register not in model.saved:
             continue
         if register != model.sp and stack is not None and stack[0] == CFA:
             # It may point into the frame for another reason, and further down in a loop elsewhere.

@@ -156,9 +156,25 @@ class Functions:
         elif home is not None:
             entries.setdefault(part.start, State(home.registers, home.slots, home.guessed or 1))
         if not entries:
-            return part
+            return self._entered_with_more(part) or part
         code = self._instructions(part.start, part.end)
         return emulate(self.model, code, entries, callable=False)
+
+    def _entered_with_more(self, table: Table) -> Table | None:
+        """The table of code that takes more from the stack than it has put there.
+
+        What jumps there has left it below the return address: ld.so's _dl_runtime_resolve finds
+        two words of the procedure linkage table's.
+        """
+        sp = self.model.sp
+        symbol, offset = self.model.entry[sp]
+        if not table.pushed:
+            return None
+        registers = {**self.model.entry, sp: (symbol, offset - table.pushed)}
+        entry = State(registers, {**self.model.entry_slots, **self.model.pushed_slots})
+        code = self._instructions(table.start, table.end)
+        found = emulate(self.model, code, {table.start: entry}, callable=False)
+        return None if found.odd or found.orphans else found
 
     def _back(self, part: Table) -> Iterator[Table]:
         """The tables of the functions into whose middle a part jumps: as a rule it is one's."""

@@ -14,6 +14,7 @@ __all__ = [
     "CONSTANT",
     "LOST",
     "NO_CALLER",
+    "RESTORED",
     "RETURN_ADDRESS",
     "CodeModel",
     "Flow",
@@ -37,6 +38,7 @@ if TYPE_CHECKING:
 CFA = -1
 RETURN_ADDRESS = -2
 CONSTANT = -3
+RESTORED = -5  # the base of a slot for each register that was loaded from where it was saved
 NO_CALLER = -4  # the base of a slot: what is said to lie there is given up for good
 ALIGNED = -16
 LOST = -(1 << 24)
@@ -97,6 +99,8 @@ class CodeModel(Value):
     survey: Callable[[Sequence[Instruction], Flow], None] | None = None
     # Whether a function may begin with these instructions: 0 no, 1 perhaps, 2 likely, 3 surely.
     enters: Callable[[Sequence[Instruction]], int] = lambda instructions: 1
+    # What lies on the stack of code that takes away more of it than it has put there.
+    pushed_slots: Mapping[Symbolic, Symbolic] = {}
     # Registers that carry the return address into code that stores them in place of its own.
     return_carriers: tuple[int, ...] = ()
 
@@ -127,9 +131,12 @@ class Machine:
         self.called = False  # the last instruction was a call
         self.somewhere = 0  # the last instruction was a jump to what a register says: 1, a table: 2
         self.slot = 0  # the last instruction has a delay slot: 1, or 2 if only where it is taken
+        self.anew = False  # behind the last instruction and its slot another function begins
         self.lost: tuple[int, ...] = ()  # registers to forget once the delay slot is executed
         self.compared = (0, -1)  # what the stack pointer was compared with, and where that ends
         self.loop: int | None = None  # where a loop begins that moves the stack pointer
+        # By how much the stack pointer is above the return address where the function is left.
+        self.popped: set[int] = set()
         self.odd = 0  # calls, returns and jumps with a stack that no function would leave so
 
     def copy(self) -> State:
