@@ -13,7 +13,8 @@ when that activation is gone:
 
 Where the stack pointer passes the top activation without a return, the program leaves functions at
 once: longjmp, an exception, setcontext. Until the jump that ends this, registers are half the old
-frame's and half the new one's. No unwinder can be right there: `settled` is False. The same holds
+frame's and half the new one's. No unwinder can be right there: `settled` is False. What was `left`
+so may have written before into what its caller gets back, as libgcc's unwinder does. The same holds
 where the stack pointer goes to another mapping, another stack; what lies on each is kept apart,
 and of a stack that was not seen from its beginning `rooted` is False.
 """
@@ -68,21 +69,26 @@ class _Stack:
 
 
 class ShadowStack:
-    """The activations of one thread, from its first instruction on.
+    """The activations of one thread, from its first instruction on, or (not `rooted`) a later one.
 
     `saved` are the registers that a function must keep. `stack_of` names the stack that an address
     lies in: equal for addresses of the same one.
     """
 
     def __init__(
-        self, arch: Architecture, saved: tuple[int, ...], stack_of: Callable[[int], object]
+        self,
+        arch: Architecture,
+        saved: tuple[int, ...],
+        stack_of: Callable[[int], object],
+        rooted: bool = True,
     ):
         self.arch = arch
         self.saved = tuple(number for number in saved if number not in (arch.sp, arch.pc))
         self.settled = True
+        self.left: Activation | None = None  # what the last instruction left without a return
         self._stack_of = stack_of
         self._on_stack = arch.return_address == arch.pc  # calls push the return address
-        self._now = _Stack([], True)
+        self._now = _Stack([], rooted)
         self._others: list[_Stack] = []
         self._pending = 0  # the return address of a call whose delay slot comes next
 
@@ -102,6 +108,7 @@ class ShadowStack:
         """Take in one instruction and the registers around it."""
         pc, sp = after[self.arch.pc], after[self.arch.sp]
         following, self._pending = self._pending, 0
+        self.left = None
         if done.kind == CALL:
             if done.slot and pc == done.slot:
                 self._pending = done.following
@@ -114,6 +121,7 @@ class ShadowStack:
             self._change_stack(sp)
         elif self._passed(sp, done):
             self.settled = False
+            self.left = self.calls[-1]
         self._drop(sp, pc)
         if pc != done.following:
             self.settled = True

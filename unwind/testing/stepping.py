@@ -17,7 +17,8 @@ from typing import Self
 from unwind.architecture import Architecture
 from unwind.disassembly import disassembler
 from unwind.discover import vdso
-from unwind.errors import MemoryFault
+from unwind.elf import EM
+from unwind.errors import MemoryFault, UnwindError
 from unwind.files import Files
 from unwind.machine import CodeModel
 from unwind.mappings import Mapping, modules_of
@@ -38,7 +39,9 @@ _LONGEST_INSTRUCTION = 16
 _MOST_STACK = 1 << 18  # bytes that one look at the stack copies
 
 # Linux v6.13 include/uapi/linux/ptrace.h
-_TRACEME, _SINGLESTEP, _GETREGS, _SETOPTIONS, _KILL = 0, 9, 12, 0x4200, 8
+_TRACEME, _POKETEXT, _CONT, _SINGLESTEP, _GETREGS, _SETREGS = 0, 4, 7, 9, 12, 13
+_SETOPTIONS = 0x4200
+_INT3 = 0xCC
 _O_TRACEEXEC, _O_EXITKILL = 0x10, 0x100000
 _EVENT_EXEC = 4
 _ADDR_NO_RANDOMIZE = 0x0040000
@@ -79,11 +82,27 @@ class Decoder:
             return Instruction(pc, OTHER, pc + 1)
         _, size, mnemonic, _ = decoded[0]
         kind = _KINDS.get(mnemonic.split()[-1], OTHER)  # "bnd call", "repz ret"
+        if kind == CALL and self._is_stub(pc, memory):
+            kind = OTHER
         if kind == CALL and size < self.arch.call_size:
             return Instruction(pc, kind, pc + self.arch.call_size, pc + size)
         return Instruction(pc, kind, pc + size)
 
+    def _is_stub(self, pc: int, memory: Memory) -> bool:
+        """Whether a call is the jump of a lazy binding stub of mips to the dynamic linker.
 
+        System V ABI, MIPS supplement, "Function Addresses": `move t7, ra; jalr t9`. The function
+        that is found returns to t7; nobody comes back to the stub.
+        """
+        if self.arch.machine != EM.MIPS:
+            return False
+        try:
+            return int.from_bytes(memory.read(pc - 4, 4), self.arch.byteorder) in _MOVES_T7_RA
+        except MemoryFault:
+            return False
+
+
+_MOVES_T7_RA = (0x03E0_7825, 0x03E0_7821)  # or t7, ra, zero; addu t7, ra, zero
 _CALLS = frozenset(
     "call bl blr blraa blraaz blrab blrabz "
     "jal jalr jalr.hb bal bgezal bltzal bgezall bltzall".split()
@@ -115,6 +134,10 @@ class Stepper:
         """Execute one instruction, or enter a signal's handler; False once all is over."""
         raise NotImplementedError
 
+    def run_to(self, address: int) -> None:
+        """Let the program run until it comes to `address`; EOFError where it ends before."""
+        raise NotImplementedError
+
     def close(self) -> None:
         """End the program."""
 
@@ -134,10 +157,13 @@ class Stepper:
         self.close()
 
 
-def walk_through(stepper: Stepper) -> Iterator[ShadowStack]:
-    """The shadow stack at each instruction of a program, before it is executed."""
+def walk_through(stepper: Stepper, rooted: bool = True) -> Iterator[ShadowStack]:
+    """The shadow stack at each instruction of a program, before it is executed.
+
+    `rooted`: it stands where nobody has called, as at its entry point.
+    """
     arch, decoder = stepper.arch, stepper.decoder
-    shadow = ShadowStack(arch, decoder.model.saved, stepper.stack_of)
+    shadow = ShadowStack(arch, decoder.model.saved, stepper.stack_of, rooted)
     while True:
         yield shadow
         before = stepper.registers
@@ -277,6 +303,39 @@ class NativeStepper(Stepper):
         self._read_registers()
         return True
 
+    def run_to(self, address: int) -> None:
+        """By a breakpoint, which is taken away again."""
+        word = self._peek(address)
+        self._poke(address, word & ~0xFF | _INT3)
+        self._ptrace(_CONT, None, 0)
+        while True:
+            _, status = os.waitpid(self.pid, _WALL)
+            if not os.WIFSTOPPED(status):
+                self._ended = True
+                raise EOFError(f"the program ends before {address:#x}")
+            stopped = os.WSTOPSIG(status)
+            if stopped == signal.SIGTRAP:
+                break
+            self._ptrace(_CONT, None, stopped)
+        self._poke(address, word)
+        self._ptrace(_GETREGS, None, ctypes.addressof(self._buffer))
+        values = list(self._record.unpack(self._buffer))
+        values[self._numbers.index(self.arch.pc)] = address
+        self._record.pack_into(self._buffer, 0, *values)
+        self._ptrace(_SETREGS, None, ctypes.addressof(self._buffer))
+        self._read_maps()
+        self._read_registers()
+
+    def _peek(self, address: int) -> int:
+        return int.from_bytes(self.memory.read(address, 8), "little")
+
+    def _poke(self, address: int, word: int) -> None:
+        self._ptrace(_POKETEXT, address, word)
+
+    def _ptrace(self, request: int, address: int | None, data: int) -> None:
+        if self._libc.ptrace(request, self.pid, address, data):
+            raise OSError(ctypes.get_errno(), "ptrace")
+
     def close(self) -> None:
         if not self._ended:
             os.kill(self.pid, signal.SIGKILL)
@@ -306,13 +365,11 @@ class NativeStepper(Stepper):
         return pid
 
     def _go(self, number: int) -> int:
-        if self._libc.ptrace(_SINGLESTEP, self.pid, None, number):
-            raise OSError(ctypes.get_errno(), "ptrace")
+        self._ptrace(_SINGLESTEP, None, number)
         return os.waitpid(self.pid, _WALL)[1]
 
     def _read_registers(self) -> None:
-        if self._libc.ptrace(_GETREGS, self.pid, None, ctypes.addressof(self._buffer)):
-            raise OSError(ctypes.get_errno(), "ptrace")
+        self._ptrace(_GETREGS, None, ctypes.addressof(self._buffer))
         values = self._record.unpack(self._buffer)
         self.registers = Registers(zip(self._numbers, values, strict=True))
 
@@ -426,6 +483,21 @@ class RemoteStepper(Stepper):
             self._stub.forget_code()
             self._nowhere.add(pc & -_PAGE)
         return True
+
+    def run_to(self, address: int) -> None:
+        """By a breakpoint of the stub."""
+        client = self.source.client
+        size = min(self.arch.call_size, 4)
+        if client.connection.ask(b"Z0,%x,%x" % (address, size)) != b"OK":
+            raise UnwindError("the stub has no breakpoints")
+        client.resume()
+        if client.wait(client.connection.timeout).ended:
+            raise EOFError(f"the program ends before {address:#x}")
+        client.connection.ask(b"z0,%x,%x" % (address, size))
+        self.source.memory.forget()
+        self.registers = self.source.reader.read(self._thread)
+        self.source.update(self._files)
+        self._stub.forget_code()
 
 
 _PIECE = 512

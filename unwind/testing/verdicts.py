@@ -8,7 +8,7 @@ in a whole walk now and then.
 
 from __future__ import annotations
 
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -22,6 +22,8 @@ from unwind.unwinder import Step, Stop, Unwinder
 __all__ = ["Fault", "Oracle", "Tally"]
 
 _WHOLE_WALK = 200  # steps between two whole walks
+_HINDSIGHT = 5000  # steps after which a fault stands, whatever becomes of the activation
+_DEEPEST = 4  # activations above the one that is left, while it writes
 _MOST_FAULTS = 10_000  # places that are kept
 
 
@@ -79,40 +81,68 @@ class Oracle:
         self.fast = Tally()
         self.left = 0  # steps that the fast walk leaves to the exact one
         self._fast: FastUnwinder | None = None
+        self._fast_of = ""
         self._fast_every = 1
-        self._steps_seen = 0
+        self._seen = 0
+        # Faults that the truth may yet turn out not to be: the step, whose tally, within what.
+        self._recent: deque[tuple[int, Tally, Fault, list[Activation]]] = deque()
 
     def compare_fast(self, name: str, every: int = 1) -> None:
         """Compare the fast walk with the way `name` too, at one step of `every`."""
-        self._fast, self._fast_every = FastUnwinder(self.ways[name]), every
+        self._fast, self._fast_of, self._fast_every = FastUnwinder(self.ways[name]), name, every
 
     def look(self, snapshot: Snapshot, shadow: ShadowStack) -> None:
         """Compare every way at one instruction."""
+        if shadow.left is not None:
+            self._take_back(shadow.left)
         if not shadow.settled:
             self.unsettled += 1
             return
+        self._seen += 1
         for name, unwinder in self.ways.items():
             tally = self.tallies[name]
             fault = self._steps(name, unwinder, unwinder.innermost(snapshot), shadow)
             if fault is None and tally.steps % _WHOLE_WALK == 0:
                 fault = self._walk(name, unwinder, snapshot, shadow)
                 tally.whole += 1
-            tally.count(fault)
-        self._steps_seen += 1
-        if self._fast is not None and self._steps_seen % self._fast_every == 0:
-            self._look_fast(self._fast, snapshot)
+            self._count(tally, fault, shadow)
+            if name == self._fast_of and self._seen % self._fast_every == 0:
+                self._look_fast(snapshot, shadow, fault)
 
-    def _look_fast(self, fast: FastUnwinder, snapshot: Snapshot) -> None:
-        """Compare the pcs of the fast walk with those of the exact one."""
-        pcs = fast.pcs(snapshot)
-        if pcs is None:
+    def _look_fast(self, snapshot: Snapshot, shadow: ShadowStack, fault: Fault | None) -> None:
+        """Compare the pcs of the fast walk with the exact one's, which are the true ones."""
+        fast = self._fast
+        pcs = fast.pcs(snapshot) if fast is not None else None
+        if fast is None or pcs is None:
             self.left += 1
             return
-        stack = fast.exact.unwind(snapshot)
-        same = pcs == [frame.pc for frame in stack.frames] and stack.end == End.OUTERMOST
-        place = fast.exact.innermost(snapshot)
-        text = f"{len(pcs)} frames, exactly {len(stack.frames)}: {stack.end}"
-        self.fast.count(None if same else _made(place, "fast", text, ""))
+        if fault is None and shadow.rooted:
+            exact = [pcs[0], *(call.return_address for call in reversed(shadow.calls))]
+        else:
+            exact = [frame.pc for frame in fast.exact.unwind(snapshot).frames]
+        made = None
+        if pcs != exact:
+            place = fast.exact.innermost(snapshot)
+            made = _made(place, "fast", f"{len(pcs)} frames, exactly {len(exact)}", "")
+        self._count(self.fast, made, shadow)
+
+    def _count(self, tally: Tally, fault: Fault | None, shadow: ShadowStack) -> None:
+        tally.count(fault)
+        if fault is not None:
+            self._recent.append((self._seen, tally, fault, shadow.calls[-_DEEPEST:]))
+        while self._recent and self._recent[0][0] < self._seen - _HINDSIGHT:
+            self._recent.popleft()
+
+    def _take_back(self, left: Activation) -> None:
+        """What was left without a return had written over what its caller would have got back."""
+        wrong = [entry for entry in self._recent if left in entry[3]]
+        for _, tally, fault, _ in wrong:
+            tally.steps -= 1
+            tally.faults[fault] -= 1
+            if not tally.faults[fault]:
+                del tally.faults[fault]
+        self.unsettled += len({seen for seen, *_ in wrong})
+        self._recent.clear()
 
     def _steps(
         self, name: str, unwinder: Unwinder, place: Place, shadow: ShadowStack
