@@ -463,7 +463,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--keep", type=Path, default=ROOT / ".agreement", metavar="DIR")
     parser.add_argument("--jobs", type=int, default=os.cpu_count(), help="processes at once")
     parser.add_argument("--every", type=int, default=8, help="pyelftools reads one file in so many")
+    parser.add_argument("--minutes", type=float, default=28, help="stop then, and say how far")
     options = parser.parse_args(argv)
+    limit = time.monotonic() + 60 * options.minutes
     if options.places:
         corpus = {"": tasks(oracle.elf_files(options.places), True, options.every)}
     else:
@@ -475,13 +477,18 @@ def main(argv: Sequence[str] | None = None) -> int:
         corpus["x86_64"] = tasks(oracle.elf_files(oracle.PLACES), False, options.every)
     bad = 0
     for name, work in corpus.items():
-        start, total = time.monotonic(), Comparison()
+        start, total, done = time.monotonic(), Comparison(), 0
         with multiprocessing.Pool(options.jobs) as pool:
             for found in pool.imap_unordered(compare, work):
                 for line in found.shown:
                     print(line, flush=True)
-                total += found
-        print(f"{name}: {total.files} files with CFI, {time.monotonic() - start:.0f} s")
+                total, done = total + found, done + 1
+                if time.monotonic() > limit:
+                    break
+        told = f"{total.files} files with CFI" + f", {len(work) - done} left out" * (
+            done < len(work)
+        )
+        print(f"{name}: {told}, {time.monotonic() - start:.0f} s")
         for reader in ("unwind", "model", "llvm", "readelf", "pyelftools"):
             if total.rows[reader]:
                 count, differing = total.rows[reader], total.differing[reader]
