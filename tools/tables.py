@@ -485,10 +485,8 @@ def main(argv: Sequence[str] | None = None) -> int:
                 total, done = total + found, done + 1
                 if time.monotonic() > limit:
                     break
-        told = f"{total.files} files with CFI" + f", {len(work) - done} left out" * (
-            done < len(work)
-        )
-        print(f"{name}: {told}, {time.monotonic() - start:.0f} s")
+        left = f", {len(work) - done} files left out" if done < len(work) else ""
+        print(f"{name}: {total.files} files with CFI{left}, {time.monotonic() - start:.0f} s")
         for reader in ("unwind", "model", "llvm", "readelf", "pyelftools"):
             if total.rows[reader]:
                 count, differing = total.rows[reader], total.differing[reader]
