@@ -15,7 +15,7 @@ TEST = .venv-test/bin/python
 SOURCES := $(shell find unwind/ arch transports bpf share -type f ! -name '*.pyc' 2>/dev/null)
 
 .PHONY: help demo test test-kernel lint bench agreement docs packages clean
-.PHONY: oracle oracle-rows oracle-tables oracle-programs oracle-damage fuzz
+.PHONY: oracle oracle-rows oracle-steps oracle-programs oracle-tables oracle-damage fuzz
 .DELETE_ON_ERROR:
 
 help:  ## this list
@@ -36,13 +36,16 @@ lint: .venv-test/ready  ## ruff and mypy, which `make test` runs as well
 	$(TEST) -m ruff format --check .
 	$(TEST) -m mypy --strict -p unwind
 
-oracle: oracle-rows oracle-tables oracle-programs  ## all of the oracles, one after another (long)
+oracle: oracle-rows oracle-steps oracle-programs oracle-tables oracle-damage  ## all of the oracles, one after another (long)
 
 oracle-rows: packages .venv-test/ready  ## rows and instructions against readelf, all of the machine
 	$(TEST) -m tools.oracle $(ARGS)
 
 oracle-programs: packages .venv-test/ready  ## random programs, crashed at random, on all processors
 	$(TEST) -m tools.programs $(ARGS)
+
+oracle-steps: packages .venv-test/ready  ## programs run one instruction at a time, by a shadow stack
+	$(TEST) -m tools.steps $(ARGS)
 
 oracle-tables: packages .venv-test/ready  ## rows against the plain model, llvm-dwarfdump, pyelftools
 	@sh tools/debian-packages.sh llvm-19
