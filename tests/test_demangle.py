@@ -8,9 +8,9 @@ import pytest
 
 from tests.elves import library, mapped
 from tests.support import cannot, need, python, run
+from unwind.symbol_sections import symbols_of
 from unwind.symbols import demangle as module
 from unwind.symbols.demangle import demangle
-from unwind.symtab import symbols_of
 
 
 @pytest.fixture(autouse=True)

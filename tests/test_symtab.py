@@ -32,7 +32,8 @@ from unwind import symtab
 from unwind.elf import SHT, Elf
 from unwind.memory import Span
 from unwind.protocols import ByteOrder
-from unwind.symtab import STB, STT, SymbolTable, Table, symbols_of
+from unwind.symbol_sections import symbols_of
+from unwind.symtab import STB, STT, SymbolTable, Table
 
 LOCAL, GLOBAL, WEAK, UNIQUE = STB.LOCAL, STB.GLOBAL, STB.WEAK, STB.GNU_UNIQUE
 DEBUG_DIR = Path("/usr/lib/debug/.build-id")

@@ -12,7 +12,7 @@ from unwind.errors import UnwindError
 from unwind.files import Files
 from unwind.frames import End, Stack
 from unwind.image import Image
-from unwind.symtab import symbols_of
+from unwind.symbol_sections import symbols_of
 from unwind.testing.cores import CoreMade, core_files, damaged_core_files
 from unwind.testing.elves import ElfMade, damaged_elf_files, elf_files
 from unwind.transports.core import TRANSPORT

@@ -7,7 +7,7 @@ from unwind.dwarf.eh_frame_hdr import SearchTable
 from unwind.elf import DT, ET, PT, SHT
 from unwind.errors import FormatError, MemoryFault, UnwindError
 from unwind.pdr import procedures
-from unwind.symtab import symbols_of
+from unwind.symbol_sections import symbols_of
 
 __all__ = ["FrameSections", "Image", "UnreadableSection"]
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from unwind.elf import SHT
-from unwind.symtab import STB, STT, Symbol, section_table
+from unwind.symbol_sections import section_table
+from unwind.symtab import STB, STT, Symbol
 
 __all__ = ["plt_symbol"]
 

@@ -16,7 +16,7 @@ from tempfile import TemporaryDirectory
 
 from unwind.elf import PT, Elf
 from unwind.errors import SourceError
-from unwind.symtab import symbols_of
+from unwind.symbol_sections import symbols_of
 from unwind.testing.chains import Chain, chain
 from unwind.testing.choices import Choices, Rolled
 from unwind.testing.core_files import PAGE, Core, Load, R, W, X, stack_pages
