@@ -23,7 +23,6 @@ from unwind.files import Files
 from unwind.machine import CodeModel
 from unwind.mappings import Mapping, modules_of
 from unwind.modules import Module
-from unwind.protocols import Memory
 from unwind.registers import Registers
 from unwind.registry import architectures
 from unwind.remote.memory import RemoteMemory
@@ -31,6 +30,10 @@ from unwind.snapshot import Snapshot
 from unwind.space import AddressSpace, Region
 from unwind.testing.shadow import CALL, OTHER, RETURN, SYSCALL, Instruction, ShadowStack
 from unwind.transports.gdb_remote import RemoteSource
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from unwind.protocols import Memory
 
 __all__ = ["Decoder", "NativeStepper", "RemoteStepper", "Stepper", "walk_through"]
 
