@@ -326,6 +326,20 @@ def test_a_broken_cie_is_read_once_and_told_each_time() -> None:
     assert len({id(entry.error) for entry in broken}) == 3
 
 
+def test_a_broken_cie_is_told_by_the_same_place_each_time() -> None:
+    section = Section(FDE(0x5000, 16, cie=CIE(augmentation="odd")), FDE(0x6000, 16))
+    frames = section.frames()
+    said = []
+    for _ in range(2):
+        with pytest.raises(FormatError, match="augmentation 'odd' is not known") as caught:
+            frames.fde_at(
+                next(e.offset for e in frames.entries() if isinstance(e, Broken) and e.offset)
+            )
+        said.append(str(caught.value))
+    assert said[0] == said[1]
+    assert "at offset 0x0" not in said[0], "the place within the CIE"
+
+
 def test_an_error_names_section_and_offset() -> None:
     frames = Section(b"\x08\0\0\0\xff\xff\0\0abcd").frames(name="libx.so .eh_frame")
     with pytest.raises(FormatError) as caught:

@@ -145,7 +145,7 @@ class FrameSection:
         self._u32 = Struct(order + "I").unpack_from
         self._u64 = Struct(order + "Q").unpack_from
         self._shapes: dict[int, _Shape] = {}
-        self._refused: dict[int, str] = {}  # CIEs that are broken, and why
+        self._refused: dict[int, FormatError] = {}  # CIEs that are broken, and why
         self._broken: set[int] = set()  # FDEs that the index leaves out
         self._index: _Index | None = None
 
@@ -318,13 +318,13 @@ class FrameSection:
         """The CIE at `offset` with what its FDEs look like."""
         shape = self._shapes.get(offset)
         if shape is None:
-            reason = self._refused.get(offset)
-            if reason is not None:
-                raise self._error(reason, offset)
+            broken = self._refused.get(offset)
+            if broken is not None:
+                raise FormatError(broken.reason, broken.where, broken.offset)
             try:
                 shape = _Shape(self, self._read_cie(offset))
             except FormatError as error:
-                self._refused[offset] = error.reason
+                self._refused[offset] = FormatError(error.reason, error.where, error.offset)
                 raise
             if len(self._shapes) >= _MOST_CIES:
                 self._shapes.clear()
