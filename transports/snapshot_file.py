@@ -273,12 +273,16 @@ class _File:
         size = said.number("size", high=_LONGEST_SECTION)
         if kind not in ("eh_frame", "debug_frame"):
             raise said.error(f"CFI of kind {kind!r}")
+        entries = None
+        if "entries" in said:
+            entries = [entry.number(high=size) for entry in said.items("entries")]
         return RecordedSection(
             "eh_frame" if kind == "eh_frame" else "debug_frame",
             said.address("vaddr"),
             size,
             header,
             self._pieces(said.items("bytes"), size),
+            entries=entries,
             text_base=said.address("text_base", None),
             data_base=said.address("data_base", None),
             errors={pair.at(0).address(): pair.at(1).text() for pair in said.items("errors")},

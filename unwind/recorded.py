@@ -128,8 +128,9 @@ class RecordedMemory:
 class RecordedSection(FrameSection):
     """The CIEs and FDEs of a section that were used, at their places in it.
 
-    `pieces` hold them, (offset, bytes), or all of the section as one. `errors` tell for which
-    vaddrs the section gave an error, and which.
+    `pieces` hold them, (offset, bytes), and `entries` are the offsets where one begins: damaged
+    ones may overlap. None: the pieces are whole entries, one behind the other. `errors` tell for
+    which vaddrs the section gave an error, and which.
     """
 
     def __init__(
@@ -140,12 +141,14 @@ class RecordedSection(FrameSection):
         header: Header,
         pieces: Iterable[Piece],
         *,
+        entries: Iterable[int] | None = None,
         text_base: int | None = None,
         data_base: int | None = None,
         errors: Mapping[int, str] | None = None,
     ):
         self.pieces = [(offset, memoryview(data)) for offset, data in pieces]
         self.size = size
+        self.offsets = tuple(entries) if entries is not None else None
         self.errors = dict(errors or {})
         super().__init__(
             _placed(self.pieces, size, f".{kind}"),
@@ -166,6 +169,9 @@ class RecordedSection(FrameSection):
 
     def _walk(self) -> Iterator[tuple[int, int, int, int | None]]:
         """The entries that were kept: between them the section is unknown, not empty."""
+        if self.offsets is not None:
+            yield from map(self._entry, self.offsets)
+            return
         for at, data in self.pieces:
             end = at + len(data)
             while at + 4 <= end:

@@ -315,18 +315,21 @@ class _Section(FrameSection):
     def kept(self, elf: Elf, whole: bool) -> RecordedSection:
         real = self.real
         pieces: list[Piece] = list(self.noted.items())
+        entries: list[int] | None = sorted(self.noted)
         size = len(real.data)
         if whole and 0 < size <= _LARGEST:
             if not elf.sections:  # from memory: what follows the terminator is something else
                 ends = (e.offset for e in real.entries() if isinstance(e, Terminator))
                 size = min([size, *ends])
             pieces.append((0, bytes(real.data[:size])))
+            entries = None
         return RecordedSection(
             real.kind,
             real.encoding.vaddr,
             size,
             elf.header,
             joined(pieces),
+            entries=entries,
             text_base=real.encoding.text_base,
             data_base=real.encoding.data_base,
             errors=self.errors,

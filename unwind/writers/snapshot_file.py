@@ -211,6 +211,7 @@ class _File:
             "text_base": hex(text) if text is not None else None,
             "data_base": hex(data) if data is not None else None,
             "bytes": self._keep(section.pieces),
+            "entries": list(section.offsets) if section.offsets is not None else None,
             "errors": [[hex(vaddr), said] for vaddr, said in section.errors.items()] or None,
         }
         return _without_none(known)
