@@ -78,12 +78,13 @@ def _move(machine: Machine, instruction: Instruction) -> None:
     target, source = _operands(instruction[3])
     value = machine.get(source[1])
     _assign(machine, target[1], value)
-    if target[1] == RA and value == (CONSTANT, 0):
+    # glibc's SETUP_GPX ($0) is to keep ra in the register that keeps nothing, around its bal.
+    if (target[1] == RA and value == (CONSTANT, 0)) or (target[1] == ZERO and source[1] == RA):
         _mark_outermost(machine)
 
 
 def _mark_outermost(machine: Machine) -> None:
-    """The code has zeroed ra, as start-up code does: there is no caller to return to."""
+    """The code gives ra up, as start-up code does: there is no caller to return to."""
     machine.copy().slots[NO_CALLER, 0] = (RETURN_ADDRESS, 0)
 
 

@@ -191,6 +191,13 @@ nop
     assert at(table, 4, called=True)[2] == Undefined()
 
 
+def test_start_up_code_gives_up_ra_before_it_asks_where_it_is(
+    target: Target, tmp_path: Path
+) -> None:
+    table = follow(target, tmp_path, "move $0, $31\nbal 1f\nnop\n1: addu $28, $28, $31\nnop\n")
+    assert at(table, 3)[2] == Undefined()
+
+
 def test_alloca_leaves_the_cfa_to_s8(target: Target, tmp_path: Path) -> None:
     table = follow(
         target,

@@ -116,7 +116,10 @@ class FoundStarts(Starts):
             return None
         below, reach, above = low - 1, low - 1, high
         for start, end, behind in self._neighbours(vaddr):
-            below, reach, above = max(below, start), max(reach, end), min(above, behind)
+            # What begins before another function does not reach into it: the end of one of .pdr
+            # is a guess.
+            reach = max(reach, end) if start == below else end if start > below else reach
+            below, above = max(below, start), min(above, behind)
         if below < low or vaddr - below > _LONGEST:
             return None
         end = above if above - max(reach, below) < _GAP else reach
@@ -254,13 +257,18 @@ def code_of(image: Image) -> list[tuple[int, memoryview]]:
 def _told(image: Image) -> Iterator[tuple[int, int]]:
     """Starts and ends of functions; where only a start is known, it is both."""
     ranges = [(s.vaddr, s.vaddr + s.memory_size) for s in image.segments if s.executable]
+    named = entry_points(image)
     for start, end in image.symbols.code_extents():
         if any(low <= start < high for low, high in ranges):
+            named.append(start)
             yield start, end
+    named.sort()
     if image.procedures is not None:
         starts = [start for start in image.procedures.starts if image.executable(start)]
         for start, after in zip(starts, [*starts[1:], *starts[-1:]], strict=True):
-            yield start, _end_of(image, start, after)
+            # Its code alone ends it, and what follows a call that does not return looks like more.
+            at = bisect_right(named, start)
+            yield start, min([_end_of(image, start, after), *named[at : at + 1]])
     for section in image.frame_sections:
         for start, end in section.extents():
             yield start, end
