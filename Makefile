@@ -54,9 +54,6 @@ oracle-tables: packages .venv-test/ready  ## rows against the plain model, llvm-
 oracle-damage: packages .venv-test/ready  ## damaged files for gdb, eu-stack, readelf, pyelftools
 	$(TEST) -m tools.readers $(ARGS)
 
-oracle-steps: packages .venv-test/ready  ## real stacks, instruction by instruction, against a shadow stack
-	$(TEST) -m tools.steps $(ARGS)
-
 fuzz: packages .venv-test/ready  ## TIME=60 ARGS="elf core": look for bytes that break a reader
 	@$(TEST) tools/requirements.py fuzz >.venv-test/fuzz.txt
 	@$(TEST) -m pip install --quiet --disable-pip-version-check -r .venv-test/fuzz.txt
