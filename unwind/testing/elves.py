@@ -68,10 +68,11 @@ def _symbols(draw: st.DrawFn, size: int) -> list[Sym]:
 
 def elf_areas(data: bytes) -> Sequence[Area]:
     """The header and the tables of program and section headers of a sound file, as fields."""
-    wide, order = data[4] == 2, "little" if data[5] == 1 else "big"
+    wide = data[4] == 2
+    order: ByteOrder = "little" if data[5] == 1 else "big"
 
     def number(at: int, size: int) -> int:
-        return int.from_bytes(data[at : at + size], "little" if order == "little" else "big")
+        return int.from_bytes(data[at : at + size], order)
 
     word = 8 if wide else 4
     head, entry, section = (64, 56, 64) if wide else (52, 32, 40)

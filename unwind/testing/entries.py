@@ -11,7 +11,7 @@ from unwind.dwarf.constants import DW_EH_PE
 from unwind.testing.assembler import CIE, FDE, Target
 from unwind.testing.programs import beginnings, programs, reach
 
-__all__ = ["FORMATS", "Kind", "cies", "encodings", "extents", "fdes", "targets"]
+__all__ = ["FORMATS", "Kind", "base_of", "cies", "encodings", "extents", "fdes", "targets"]
 
 Kind = Literal["eh_frame", "debug_frame"]
 
