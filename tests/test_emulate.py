@@ -14,13 +14,15 @@ from tests.support import cannot, need, run
 from unwind.arch.x86_64 import ARCH
 from unwind.disassembly import disassembler
 from unwind.dwarf.cfi import Fde
+from unwind.dwarf.constants import DW_OP
 from unwind.dwarf.rows import rows
 from unwind.elf import Elf
 from unwind.emulate import Table, emulate
 from unwind.image import Image
 from unwind.judge import Judge
 from unwind.machine import CodeModel
-from unwind.rules import CfaRegister, Offset, Undefined
+from unwind.rules import CfaExpression, CfaRegister, Offset, Undefined
+from unwind.testing.assembler import breg, code
 
 pytest.importorskip("capstone")
 R11, RBX, RBP, RSP = 11, 3, 6, 7
@@ -413,6 +415,26 @@ def test_a_probing_loop_has_its_cfa_from_the_limit(tmp_path: Path, model: CodeMo
     within = table.row(fde.start + 8)
     assert within is not None
     assert within.cfa == CfaRegister(R11, 65544)
+
+
+def test_where_paths_meet_the_cfa_is_where_it_was_saved(tmp_path: Path, model: CodeModel) -> None:
+    program = """
+        lea 8(%rsp), %r10
+        and $-32, %rsp
+        push -8(%r10)
+        push %rbp
+        mov %rsp, %rbp
+        push %r10
+        sub %rax, %rsp
+        test %edi, %edi
+        je 1f
+        mov %rsi, %r10
+1:      ud2
+    """
+    fde, table = followed(assembled(tmp_path, program), model)
+    row = table.row(fde.end - 2)
+    assert row is not None
+    assert row.cfa == CfaExpression(code(breg(RBP, -8), (DW_OP.deref,)))
 
 
 def test_where_the_stack_came_from_nowhere_there_is_no_row(

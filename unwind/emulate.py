@@ -470,14 +470,17 @@ def _return_address(
 def _cfa(state: State, model: CodeModel, called: bool) -> CfaRule | None:
     """How the CFA is had: from a register, else from where one was saved (gcc's DRAP).
 
-    While a call is under way, only what the callee gives back as it was has its value still.
+    While a call is under way, only what the callee gives back as it was has its value still. Nor
+    is such a register believed where a slot tells the same: where paths meet, that of the other
+    one may have been used for something else.
     """
     stack = state.registers.get(model.sp)
+    saved = _saved_cfa(state, stack)
     for register in model.bases:
         value = state.registers.get(register)
         if value is None or value[0] != CFA:
             continue
-        if called and register != model.sp and register not in model.saved:
+        if (called or saved) and register != model.sp and register not in model.saved:
             continue
         if register != model.sp and stack is not None and stack[0] == CFA:
             # It may point into the frame for another reason, and further down in a loop elsewhere.
@@ -485,8 +488,14 @@ def _cfa(state: State, model: CodeModel, called: bool) -> CfaRule | None:
             if not (record if model.frame_record else value == stack):
                 continue
         return CfaRegister(register, -value[1])
+    return saved or _saved_cfa(state, None)
+
+
+def _saved_cfa(state: State, stack: Symbolic | None) -> CfaRule | None:
+    """The CFA by a slot that holds it; with `stack`, one that does not lie below that."""
     for slot, (symbol, offset) in state.slots.items():
-        if symbol == CFA:
+        below = stack is not None and slot[0] == stack[0] and slot[1] < stack[1]
+        if symbol == CFA and not below:
             address = _address(slot, state)
             if address is not None:
                 more = b"" if not offset else bytes([_CONSTS]) + _sleb(-offset) + bytes([_PLUS])
