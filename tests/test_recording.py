@@ -80,14 +80,14 @@ def assert_same(snapshot: Snapshot, unwinder: Unwinder) -> Stack:
 # ------------------------------------------------------------------------------ the same stacks
 
 
-@settings(max_examples=100)
+@settings(max_examples=60)
 @given(snapshots())
 def test_what_is_kept_gives_the_same_stack(made: SnapshotMade) -> None:
     stack = assert_same(made.snapshot, Unwinder(made.chain.dialect.arch))
     assert [frame.pc for frame in stack.frames] == [frame.pc for frame in made.frames]
 
 
-@settings(max_examples=100)
+@settings(max_examples=60)
 @given(damaged_snapshots())
 def test_what_is_kept_of_a_damaged_one_ends_with_the_same_sentence(made: SnapshotMade) -> None:
     stack = assert_same(made.snapshot, Unwinder(made.chain.dialect.arch, limit=100))

@@ -28,6 +28,7 @@ from typing import Any
 import pytest
 
 from tests import kernel, test_damage
+from tests.replay import differences
 from tests.support import ROOT, need
 from tests.test_damage import (
     RECORDED,
@@ -40,10 +41,12 @@ from tests.test_damage import (
 )
 from unwind.cli import core as unwind_core
 from unwind.recorded import HEAD, MAGIC, VERSION
-from unwind.testing.damage import Area, Field, damage
+from unwind.testing.damage import Area, Field, areas, damage
 
 SEED = 1
-COUNT = 1200
+COUNT = 800
+REPLAYED = 150
+CHOSEN = ("static", "dynamic", "memory", "no CFI")  # of test_damage's cases
 CPU_SECONDS = 1
 MOST_FAILURES = 5
 
@@ -92,9 +95,8 @@ def pieces(value: Any, key: str = "") -> Iterator[tuple[str, list[Any]]]:
 
 def make_all(directory: Path) -> None:
     """Snapshots of some of test_damage's cases, and of cores that kernels wrote."""
-    chosen = ("static", "dynamic", "memory", "no CFI")
     for case in test_damage.CASES:
-        if case.name in chosen:
+        if case.name in CHOSEN:
             place = directory / case.name
             test_damage.build(case, place)
             options = ("--module", f"{RECORDED[:-1]}={place}")
@@ -361,6 +363,40 @@ def test_a_damaged_snapshot_gives_what_is_left_or_one_line(
         print(f"\ndamaged snapshots: {counts.total()}: {shares}")
     assert counts.total() == COUNT
     assert all(counts[what] >= COUNT // 10 for what in ("unchanged", "changed", "refused"))
+
+
+def test_a_snapshot_of_what_is_damaged_gives_the_same_document(sound: Path, tmp_path: Path) -> None:
+    """Whatever an unwinder makes of a damaged core or file, a snapshot makes the same of it."""
+    bases = []
+    for case in test_damage.CASES:
+        for target in case.targets if case.name in CHOSEN else ():
+            data = (sound / case.name / target).read_bytes()
+            base = test_damage.Base(case, sound / case.name, target, data, areas(data))
+            bases.append(base)
+    kept, options = tmp_path / "snapshot", ("--json", "-r", "--explain", "-n", "300")
+    compared = 0
+    for index in range(REPLAYED):
+        random = Random(f"{SEED}/{index}")
+        base = random.choice(bases)
+        data, said = damage(base.sound, base.areas, random)
+        test_damage.put(base, data)
+        try:
+            whole, refusal = command_run(
+                unwind_core, [*base.arguments, *options, "--record", str(kept)]
+            )
+            if refusal:
+                assert not whole, f"{said}: {refusal}"
+                continue
+            alone, refusal = command_run(unwind_core, [str(kept), *options])
+            assert not refusal, f"{said}: {refusal}"
+        finally:
+            test_damage.put(base, base.sound)
+        one, other = json.loads(whole), json.loads(alone)
+        for document in (one, other):
+            del document["source"]["kind"], document["source"]["path"]
+        assert list(differences(one, other)) == [], said
+        compared += 1
+    assert compared > REPLAYED // 2
 
 
 if __name__ == "__main__":

@@ -71,7 +71,7 @@ def parts(path: Path) -> tuple[Any, bytes]:
 # ------------------------------------------------------------------------------- there and back
 
 
-@settings(max_examples=100)
+@settings(max_examples=60)
 @given(snapshots())
 def test_what_is_written_is_what_is_read(made: SnapshotMade) -> None:
     kept = record(Source(made.snapshot.space.arch), [made.snapshot])
