@@ -45,6 +45,7 @@ oracle-programs: packages .venv-test/ready  ## random programs, crashed at rando
 	$(TEST) -m tools.programs $(ARGS)
 
 oracle-steps: packages .venv-test/ready  ## programs run one instruction at a time, by a shadow stack
+	@sh tools/debian-packages.sh sqlite3
 	$(TEST) -m tools.steps $(ARGS)
 
 oracle-tables: packages .venv-test/ready  ## rows against the plain model, llvm-dwarfdump, pyelftools
