@@ -70,7 +70,7 @@ def body(
     end = site if called and not trampoline else site + unit
     if choices.chance(3):  # after a call of a function that does not return, another one begins
         return Body(_placed(choices, dialect, steps), end, site)
-    if not choices.chance(3):
+    if choices.often(3):
         end = _epilogue(choices, dialect, steps, end)
     return Body(_placed(choices, dialect, steps), end + unit * choices.integer(0, 9), site)
 

@@ -183,7 +183,7 @@ class _Builder:
         if dialect.link is None:  # the call pushed it
             slots.remove(home)
         pc = self.frames[-1].function.pc + self.bias
-        signed = self.signs and not choices.chance(4)
+        signed = self.signs and choices.often(4)
         stored = pc | choices.bits(7) << 48 if signed else pc
         self.values = dict(caller)
         kept = choices.some(dialect.saved, min(6, len(slots) // 2))

@@ -31,6 +31,10 @@ class Choices:
         """True once in so many `times`."""
         return self.integer(1, times) == times
 
+    def often(self, times: int) -> bool:
+        """False once in so many `times`; False is the simplest."""
+        return self.integer(0, times - 1) > 0
+
     def some(self, options: Sequence[T], most: int) -> list[T]:
         """Up to `most` different options, in any order."""
         left, found = list(options), []
@@ -51,6 +55,9 @@ class Rolled(Choices):
 
     def __init__(self, seed: str):
         self._random = Random(seed).random
+
+    def often(self, times: int) -> bool:
+        return not self.chance(times)  # as the corpora of version 1 have it
 
     def integer(self, low: int, high: int) -> int:
         room, number, size = high - low + 1, 0, 1
