@@ -43,6 +43,7 @@ from unwind.unwinder import Unwinder
 LISTED = Path(__file__).with_name("cfi_errors.json")
 _CODE = (Trust.TRAMPOLINE, Trust.EMULATION, Trust.LINK_REGISTER)
 LEAST = {"x86_64": 0.99, "arm64": 0.99, "mipsel": 0.98, "mips": 0.98}  # by the code alone
+_LAZY = "-Wl,-z,lazy"
 _FAST_EVERY = 16  # behind a stub, where each look at the whole stack takes some round trips
 
 
@@ -77,14 +78,15 @@ def programs() -> Iterator[Program]:
         yield Program(Path(command.split()[0]).name, (), tuple(command.split()), steps=steps)
     for target in (None, ARM64, MIPSEL, MIPS):
         suffix = target.suffix if target is not None else "x86_64"
-        lazy = ("-O2", "-Wl,-z,lazy")
+        lazy = ("-O2", _LAZY)
 
         def made(
             name: str, *sources: str, target: Target | None = target, **rest: object
         ) -> Program:
             return Program(name, sources, target=target, **rest)  # type: ignore[arg-type]
 
-        yield made("chain", "chain.c", flags=lazy, arguments=("20",), start=False, steps=60_000)
+        yield made("chain", "chain.c", flags=lazy, arguments=("20",), start=False, steps=100_000)
+        yield made("chain-lazy", "chain.c", flags=lazy, arguments=("20",))
         for level in ("-O0", "-Os", "-O3"):
             yield made(f"shapes{level}", "shapes.c", flags=(level,))
         yield made("chain-static", "chain.c", flags=("-O1", "-static"), start=False)
@@ -127,6 +129,9 @@ def stepper_of(program: Program, directory: Path) -> Iterator[Stepper]:
             _to_start(program, native, command[0])
             yield native
         return
+    if _LAZY not in program.flags:
+        # Else most of their steps would be the dynamic linker's looking for symbols.
+        environment["LD_BIND_NOW"] = "1"
     path = directory / "stub"
     path.unlink(missing_ok=True)
     process = subprocess.Popen(
