@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from unwind.errors import UnwindError
 from unwind.frames import Trust
-from unwind.rules import NoRow
+from unwind.rules import NoRow, Undefined
 
 __all__ = ["EmulationSource"]
 
@@ -64,6 +64,8 @@ class EmulationSource:
         row = table.row(vaddr, called)
         if row is None:
             return NoRow(f"the code from {table.start:#x} on does not tell where the CFA is")
+        if table.start == image.elf.header.entry:  # what jumps there is not to be returned to
+            return row.replace(rules={**row.rules, row.return_address: Undefined()})
         return row
 
     def _is_compressed(self, place: Place) -> bool:
