@@ -7,7 +7,7 @@ from hypothesis import event, find, given, settings
 from hypothesis import strategies as st
 
 from unwind.dwarf.cfi import Fde
-from unwind.dwarf.constants import DW_CFA, VENDOR_OPCODES
+from unwind.dwarf.constants import DW_CFA, DW_EH_PE, VENDOR_OPCODES
 from unwind.dwarf.expression import evaluate
 from unwind.dwarf.instructions import OPERANDS, Instruction
 from unwind.dwarf.rows import rows
@@ -26,6 +26,7 @@ from unwind.testing.assembler import (
     def_cfa_offset,
     offset,
     restore_state,
+    set_loc,
 )
 from unwind.testing.programs import (
     beginnings,
@@ -167,3 +168,12 @@ def test_a_damaged_expression_ends(code: bytes, known: Registers, memory: Memory
         evaluate(code, known, memory, word=8, byteorder="little")
     except UnwindError as error:
         event(type(error).__name__)
+
+
+def test_set_loc_has_the_address_size_of_its_cie() -> None:
+    cie = CIE(version=4, augmentation="", pointers=DW_EH_PE.absptr, address_size=8)
+    program = [set_loc(0x1004), def_cfa_offset(16)]
+    section = Section(FDE(0x1000, 8, program, cie), kind="debug_frame", target=Target("little", 4))
+    [ours], [plain] = sections(section)
+    assert [row.start for row in rows(ours)] == [0x1000, 0x1004]
+    assert list(rows(ours)) == model.rows(plain)

@@ -119,13 +119,13 @@ def rows(fde: Fde, *, aarch64: bool = False) -> list[Row]:
     """
     cie = fde.cie
     before = _Table(cie, aarch64, {})
-    cursor = cie.section.cursor(cie.program_at, cie.program_at + len(cie.program))
+    cursor = _program(cie, cie.program_at, cie.program)
     while not cursor.is_done():
         _instruction(cursor, before, fde.start)  # where it leads to does not matter: no code here
     table = _Table(cie, aarch64, dict(before.rules))
     table.copy(before)
     table.location = fde.start
-    cursor = cie.section.cursor(fde.program_at, fde.program_at + len(fde.program))
+    cursor = _program(cie, fde.program_at, fde.program)
     made = []
     origin = Origin(cie.section.kind, fde.offset, cie.offset)
     while table.location < fde.end:
@@ -139,6 +139,12 @@ def rows(fde: Fde, *, aarch64: bool = False) -> list[Row]:
         if table.location == start:
             break
     return made
+
+
+def _program(cie: Cie, at: int, program: bytes) -> _Cursor:
+    cursor = cie.section.cursor(at, at + len(program))
+    cursor.address_size = cie.address_size
+    return cursor
 
 
 # ----------------------------------------------------------------------------- rules
