@@ -130,7 +130,8 @@ class FoundStarts(Starts):
         image = self._image
         for start in entry_points(image):
             yield (start, start, vaddr + _LONGEST) if start <= vaddr else (-1, -1, start)
-        yield image.symbols.code_around(vaddr)
+        symbol = image.symbols.code_around(vaddr)
+        yield symbol
         if image.procedures is not None:
             starts = image.procedures.starts
             at = bisect_right(starts, vaddr)
@@ -141,7 +142,9 @@ class FoundStarts(Starts):
                 found = section.around(vaddr)
             except UnwindError:  # the source of CFI says what is wrong with it
                 continue
-            if found is not None:
+            if found is not None and found[0] == found[1] and vaddr < symbol[1]:
+                yield (-1, -1, found[2])  # a hole in what describes a function begins no other
+            elif found is not None:
                 yield found
 
 
