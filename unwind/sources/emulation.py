@@ -65,7 +65,8 @@ class EmulationSource:
         if row is None:
             return NoRow(f"the code from {table.start:#x} on does not tell where the CFA is")
         if table.start == image.elf.header.entry:  # what jumps there is not to be returned to
-            return row.replace(rules={**row.rules, row.return_address: Undefined()})
+            rules = {**row.rules, row.return_address: Undefined()}
+            return row.replace(rules=rules)  # type: ignore[no-any-return]
         return row
 
     def _is_compressed(self, place: Place) -> bool:
