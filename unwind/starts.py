@@ -222,7 +222,7 @@ def entry_points(image: Image) -> list[int]:
     crti.o's _init and _fini have neither CFI nor, once stripped, a symbol.
     """
     elf = image.elf
-    found = [elf.header.entry]
+    found = [elf.header.entry] if elf.header.entry else []  # gABI 4.1: 0 stands for none
     for tag, value in elf.dynamic:
         if tag in (DT.INIT, DT.FINI) and (vaddr := elf.to_vaddr(value)) is not None:
             found.append(vaddr)

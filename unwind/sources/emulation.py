@@ -64,7 +64,7 @@ class EmulationSource:
         row = table.row(vaddr, called)
         if row is None:
             return NoRow(f"the code from {table.start:#x} on does not tell where the CFA is")
-        if table.start == image.elf.header.entry:  # what jumps there is not to be returned to
+        if table.start == image.elf.header.entry != 0:  # what jumps there is not to be returned to
             rules = {**row.rules, row.return_address: Undefined()}
             return row.replace(rules=rules)  # type: ignore[no-any-return]
         return row
