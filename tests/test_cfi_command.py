@@ -72,7 +72,10 @@ def refused(*arguments: str | Path) -> str:
 
 
 def readelf(path: Path, layout: str) -> str:
-    return run("readelf", "--debug-dump=no-follow-links", f"--debug-dump={layout}", path).stdout
+    """What readelf prints of the frames; since binutils 2.44 it begins with .eh_frame_hdr."""
+    printed = run("readelf", "--debug-dump=no-follow-links", f"--debug-dump={layout}", path).stdout
+    before, header, after = printed.partition("Contents of the .eh_frame_hdr section:")
+    return before + after[after.index("Contents of the") :] if header else printed
 
 
 def address_of(program: Path, name: str) -> int:

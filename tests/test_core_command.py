@@ -27,7 +27,7 @@ FRAME = re.compile(r"^#(\d+) +0x([0-9a-f]{16}) (.*)$", re.M)
 
 CASES = (
     "recursion threads stack-overflow noexcept handler-on-altstack gcore vla-alloca-realigned "
-    "cut-in-half null-pointer frame-pointers no-pie noexcept-clang"
+    "cut-in-half null-pointer frame-pointers no-pie neither-shapes"
 ).split()
 
 
@@ -232,7 +232,7 @@ sys.exit(main(sys.argv[1:]))
 
 
 def test_without_capstone_the_end_says_so(crashed: Crashes) -> None:
-    crash = named(crashed, "noexcept-clang")  # has a function without CFI and frame pointer
+    crash = named(crashed, "neither-shapes")
     text = python("-c", WITHOUT_CAPSTONE, str(crash.core)).stdout
     assert "stack ends here: no-row" in text
     assert "the analysis of code needs the Python package 'capstone'" in text
