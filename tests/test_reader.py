@@ -40,7 +40,7 @@ def reader_of(
 
 
 def test_every_pointer_encoding_has_a_test() -> None:
-    named = {name for name, number in vars(DW_EH_PE).items() if isinstance(number, int)}
+    named = {name for name in vars(DW_EH_PE) if name[:1] != "_"}
     assert named == FORMATS.keys() | APPLICATIONS.keys() | {"indirect", "omit"}
 
 

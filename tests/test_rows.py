@@ -331,7 +331,7 @@ def test_one_cie_may_be_read_for_two_architectures() -> None:
 
 
 def test_every_instruction_is_tested() -> None:
-    named = {name for name, number in vars(DW_CFA).items() if isinstance(number, int)}
+    named = {name for name in vars(DW_CFA) if name[:1] != "_"}
     tested = {*ADVANCES, *CFAS, *RULES}
     tested |= {"set_loc", "restore", "restore_extended", "remember_state", "restore_state", "nop"}
     tested |= {"AARCH64_negate_ra_state_with_pc", "GNU_window_save", "GNU_args_size"}

@@ -349,6 +349,13 @@ TRUTH_HELPER long truth_probe(void)
 /* The next call goes to a library function, and may crash or sleep in there. */
 #define CALLING(name)	truth_push(TRUTH_FOREIGN, name, 0)
 
+/* The type of a pointer to a function, whether its name is given or a pointer to it. */
+#ifdef __cplusplus
+#define TRUTH_POINTER(function)	decltype(+(function))
+#else
+#define TRUTH_POINTER(function)	__typeof__(&*(function))
+#endif
+
 /*
  * Call `function`, which keeps no record: hand-written assembler, a library
  * function, or no function at all.  The call instruction runs twice, first with
@@ -356,8 +363,8 @@ TRUTH_HELPER long truth_probe(void)
  */
 #define TRUTH_CALL(kind, name, function, ...)				\
 	do {								\
-		__typeof__(&*(function)) volatile truth_callee[2] = {	\
-			(__typeof__(&*(function)))(void *)truth_probe, (function) }; \
+		TRUTH_POINTER(function) volatile truth_callee[2] = {	\
+			(TRUTH_POINTER(function))(void *)truth_probe, (function) }; \
 		truth_word truth_depth = truth_self->depth;		\
 		truth_next_kind = (kind);				\
 		truth_next_name = (name);				\
