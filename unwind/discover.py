@@ -13,7 +13,7 @@ from unwind.elf import DT, ET, PT, Elf
 from unwind.errors import FormatError, MemoryFault
 from unwind.files import Found
 from unwind.mappings import MOST_MODULES, Maker, same_as
-from unwind.modules import Module, State
+from unwind.modules import VDSO, Module, State
 from unwind.values import Value
 
 __all__ = ["AT", "Discovery", "Link", "ranges_of", "vdso"]
@@ -294,13 +294,13 @@ def vdso(memory: Memory, address: int, files: Files, lacking: str) -> Module | N
     if not address:
         return None
     try:
-        elf = Elf.from_memory(memory, address, "[vdso]")
+        elf = Elf.from_memory(memory, address, VDSO)
     except FormatError:
         elf = None
     ranges = ranges_of(elf, elf.bias) if elf is not None else ()
     nothing = Found(None, None, State.MISSING)
     ranges = ranges or ((address, address + _PAGE),)
-    return Maker(memory, files, lacking).make("[vdso]", address, ranges, elf, nothing)
+    return Maker(memory, files, lacking).make(VDSO, address, ranges, elf, nothing)
 
 
 def _holds(module: Module, address: int) -> bool:

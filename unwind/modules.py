@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from unwind.values import Value
 
-__all__ = ["Module", "State"]
+__all__ = ["VDSO", "Module", "State"]
+
+VDSO = "[vdso]"  # the name of its module
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -47,6 +49,14 @@ class Module(Value):
     def end(self) -> int:
         """The address after its last byte."""
         return self.ranges[-1][1]
+
+    @property
+    def is_unseen_vdso(self) -> bool:
+        """Whether it is a vdso whose code nobody has, as in cores of qemu-user from version 8.2 on.
+
+        Nothing in a vdso calls anything: what returns there is the handler of a signal.
+        """
+        return self.image is None and self.name == VDSO
 
     def to_vaddr(self, pc: int) -> int:
         """The link-time address of a run-time one."""

@@ -232,6 +232,9 @@ class Unwinder:
                 if place.memory.read(pc, len(known.pattern)) == known.pattern:
                     return None
         except MemoryFault as fault:
+            module = place.space.find(pc)
+            if module is not None and module.is_unseen_vdso:
+                return None
             return NoRow(f"it leads to {pc:#x}, whose code cannot be checked: {fault}")
         from unwind.sources.entry import is_planted
 

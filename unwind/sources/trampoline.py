@@ -8,8 +8,6 @@ from unwind.rules import NoRow
 
 __all__ = ["TrampolineSource"]
 
-_VDSO = "[vdso]"
-
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from unwind.architecture import Architecture
@@ -32,17 +30,10 @@ class TrampolineSource:
             for entry in known.entries:
                 if self._code(place, entry, len(known.pattern)) == known.pattern:
                     return known.row
-        if self._is_unseen_vdso(place) and len({known.name for known in self.trampolines}) == 1:
-            return self.trampolines[0].row
+        if place.called and place.module is not None and place.module.is_unseen_vdso:
+            if len({known.name for known in self.trampolines}) == 1:  # else which one is it?
+                return self.trampolines[0].row
         return NoRow("the code is no known signal trampoline")
-
-    def _is_unseen_vdso(self, place: Place) -> bool:
-        """Whether a frame came back to a vdso whose code nobody has, as in cores of qemu-user.
-
-        Nothing in a vdso calls anything. What returns there is a signal's handler.
-        """
-        module = place.module
-        return place.called and place.image is None and module is not None and module.name == _VDSO
 
     def _code(self, place: Place, back: int, size: int) -> bytes | memoryview:
         """The bytes from `back` before pc on: of the image, or of a stack or an anonymous page."""
