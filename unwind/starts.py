@@ -194,14 +194,15 @@ def find_starts(image: Image, model: CodeModel, untold: bool = False) -> Iterato
     told = [] if untold else sorted(_told(image))
     yield from (start for start, _ in told)
     gaps = list(_gaps(image, told))
-    for low, code in gaps:
-        yield low
-        for start in model.starts(code, low):
-            if low <= start < low + len(code):
-                yield start
     if not gaps:
         return
     lows = [low for low, _ in gaps]
+    for low, code in gaps:
+        yield low
+        for start in model.starts(code, low):  # calls lead from one gap into another, too
+            at = bisect_right(lows, start) - 1
+            if at >= 0 and start < lows[at] + len(gaps[at][1]):
+                yield start
     for segment in image.segments:
         if not segment.executable:
             for pointer in _pointers(image, segment.data):
