@@ -381,6 +381,9 @@ def _starts(code: memoryview, vaddr: int) -> Iterator[int]:
     """Where calls lead, what seems to be a function's address, and prologues behind a gap."""
     for n, word in _words(code, rb"[\x94-\x97]"):  # bl
         yield vaddr + 4 * n + _displacement(word, 26)
+    for n, word in _words(code, rb"[\x14-\x17]"):  # b: after bti c it is all that a function does
+        if n and code[4 * n - 4 : 4 * n] == _BTI_C:
+            yield vaddr + 4 * n + _displacement(word, 26)
     for n, word in _words(code, rb"[\x90\xb0\xd0\xf0]"):  # adrp
         for target in _completed(code, vaddr, n, word):
             at = target - vaddr
@@ -478,6 +481,7 @@ def _ends(word: int) -> bool:
     )
 
 
+_BTI_C = bytes.fromhex("5f2403d5")
 _PADDING = (0, 0xD503_201F)  # udf, nop
 _COMPLETED = 16  # words behind an adrp in which its adds are looked for
 _PADDED = 64  # bytes of padding that are looked through
