@@ -83,7 +83,7 @@ def _words(
 
 
 def small(**options: object) -> Profile:
-    """A profile that has recursion, cut stacks, the kernel's frames, inlined ones and two threads."""
+    """A profile that has recursion, cut stacks, kernel frames, inlined ones and two threads."""
     cut = [site_at(None, LIBC), site_at("qsort", LIBC, trust=Trust.EMULATION)]
     kernel = site_at("do_syscall_64", KERNEL, kernel=True, trust=Trust.RECORDED)
     inlined = site_at("leaf", inlined=("std::swap<int>", "swap_all"))
