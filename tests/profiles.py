@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import random
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -41,7 +42,7 @@ HOSTILE = (
 
 def site_at(function: str | None, binary: Binary | None = PROGRAM, **fields: object) -> Site:
     """A site of a function, 16 bytes from its start; functions of one name lie at one place."""
-    at = random.Random(function or "").randrange(0x1000, 0x9000, 16)
+    at = random.Random(repr(function)).randrange(0x1000, 0x9000, 16)
     made: Site = Site(binary, at, function, None if function is None else 16).replace(**fields)
     return made
 
@@ -118,6 +119,7 @@ def hostile() -> Profile:
     return by_hand(stacks)
 
 
+@functools.cache
 def many(seed: int = 1, stacks: int = 3_000, depth: int = 60, functions: int = 700) -> Profile:
     """A profile as a compiler's: thousands of different stacks, some 1,000 frames deep."""
     chance = random.Random(seed)

@@ -68,7 +68,8 @@ class Site(Value):
     `vaddr` is that of the pc in `binary`; where nothing is mapped (`binary` None) the pc itself.
     `function` is demangled, None where no symbol covers the place, and `offset` counts bytes from
     its start. `inlined` are the functions that were inlined there, innermost first. `kernel`: the
-    frame is the kernel's. `trust` is one of `Trust`.
+    frame is the kernel's. `trust` is one of `Trust`; `called` says that the frame made a call,
+    and `vaddr` is where that returns to.
     """
 
     binary: Binary | None
@@ -78,6 +79,12 @@ class Site(Value):
     trust: str = Trust.CFI
     kernel: bool = False
     inlined: tuple[str, ...] = ()
+    called: bool = False
+
+    @property
+    def lookup_vaddr(self) -> int:
+        """An address within the instruction: a return address may lie in the next function."""
+        return self.vaddr - 1 if self.called else self.vaddr
 
     @property
     def label(self) -> str:
@@ -174,9 +181,10 @@ class Profile(Value):
 class Counts:
     """Counts samples by their raw pcs, and names each pc once.
 
-    `site(space, pc, called)` is the Site at `pc` of `space`, whose `trust` is set here; where the
-    frame made a call (`called`) it is looked up within the call. `kernel_site(pc, called)` names
-    places in the kernel. With `timed` every sample's time is kept, at 20 bytes each.
+    `site(space, pc, called)` is the Site at `pc` of `space`; where the frame made a call
+    (`called`) it is looked up within the call. `kernel_site(pc, called)` names places in the
+    kernel. How a site's frame was found is set here. With `timed` every sample's time is kept, at
+    24 bytes each.
 
     Names are looked up once: in `settle`, which must be called before a mapping of the space is
     replaced or taken away, or in `profile`. A space that is settled may be forgotten.
@@ -197,8 +205,8 @@ class Counts:
         self._gathering = _Gathering()
         name = kernel_site or (lambda pc, called: Site(None, pc))
         number = self._gathering.number
-        self._interrupted = _Numbers(lambda pc: number(_of_kernel(name(pc, False))))
-        self._kernel_callers = _Numbers(lambda pc: number(_of_kernel(name(pc, True))))
+        self._interrupted = _Numbers(lambda pc: number(_in_kernel(name(pc, False), False)))
+        self._kernel_callers = _Numbers(lambda pc: number(_in_kernel(name(pc, True), True)))
         self._settled: dict[int, int] = {}  # number of a raw tally -> that of the named one
         self._made = 0
         self._times: tuple[array[float], array[int], array[int]] | None = None
@@ -270,7 +278,7 @@ class Counts:
         site, number = self._site, self._gathering.number
 
         def named(trust: str, called: bool) -> _Numbers:
-            return _Numbers(lambda pc: number(site(space, pc, called).replace(trust=trust)))
+            return _Numbers(lambda pc: number(_found(site(space, pc, called), trust, called)))
 
         innermost, callers = named(Trust.CONTEXT, False), named(Trust.CFI, True)
         others = {(Trust.CONTEXT, False): innermost, (Trust.CFI, True): callers}
@@ -406,8 +414,13 @@ def _timeline(samples: Iterator[tuple[float, int, int]]) -> Timeline:
     return Timeline(times, stacks, weights)
 
 
-def _of_kernel(site: Site) -> Site:
-    made: Site = site.replace(trust=Trust.RECORDED, kernel=True)
+def _found(site: Site, trust: str, called: bool) -> Site:
+    made: Site = site.replace(trust=trust, called=called)
+    return made
+
+
+def _in_kernel(site: Site, called: bool) -> Site:
+    made: Site = site.replace(trust=Trust.RECORDED, called=called, kernel=True)
     return made
 
 
@@ -420,7 +433,7 @@ def _site_order(site: Site) -> tuple[object, ...]:
     binary = site.binary
     whose = (binary.name, binary.build_id or b"", binary.start, binary.end) if binary else ()
     known = (site.function or "", site.offset or 0, site.trust, site.inlined)
-    return site.kernel, whose, site.vaddr, site.function is None, *known
+    return site.kernel, whose, site.vaddr, site.called, site.function is None, *known
 
 
 def _thread_order(thread: Thread) -> tuple[object, ...]:
