@@ -1,0 +1,94 @@
+"""The summary of a profile: how complete it is, why where it is not, and its hottest functions."""
+
+from __future__ import annotations
+
+from unwind.breakdown import by_function, by_process, cuts
+from unwind.writers.labels import label
+
+__all__ = ["hottest", "share", "summary"]
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+    from unwind.breakdown import Hot
+    from unwind.profile import Profile
+
+_UNITS = (("s", 1_000_000_000), ("ms", 1_000_000), ("us", 1_000), ("ns", 1))
+_SIZES = (("GiB", 1 << 30), ("MiB", 1 << 20), ("KiB", 1 << 10), ("B", 1))
+_PROCESSES = 10
+
+
+def summary(profile: Profile, top: int = 20) -> Iterator[str]:
+    """The lines of a report: samples, processes, cut stacks, then the `top` hottest functions."""
+    count, weight = profile.count, profile.weight
+    event = label(profile.event)
+    if not count:
+        yield f"{event}: no samples"
+        return
+    complete = sum([stack.count for stack in profile.stacks if stack.complete])
+    of_all = "" if profile.unit == "samples" else f", {amount(weight, profile.unit)}"
+    yield f"{event}: {count} samples{of_all}, {share(complete, count)} with a complete stack"
+    yield ""
+    yield "  complete  threads  processes"
+    processes = by_process(profile)
+    for one in processes[:_PROCESSES]:
+        name = ", ".join([label(comm) for comm in one.comms]) or "[unknown]"
+        pid = f" ({one.pid})" if one.pid is not None else ""
+        yield (
+            f"  {share(one.complete, one.count):>8}  {one.threads:>7}  "
+            f"{share(one.weight, weight)} {name}{pid}, {one.count} samples"
+        )
+    if len(processes) > _PROCESSES:
+        yield f"  {'':>17}  and {len(processes) - _PROCESSES} more"
+    why = cuts(profile)
+    if why:
+        yield ""
+        yield "  samples  stacks that were cut"
+    for cut in why:
+        where = label(cut.binary) if cut.binary is not None else "code of no file"
+        yield f"  {share(cut.count, count):>7}  {cut.end} in {where}"
+        yield f"  {'':>7}  -> {cut.remedy}"
+        if cut.detail:
+            yield f"  {'':>7}     as in: {label(cut.detail)}"
+    yield ""
+    yield from hottest(profile, by_function(profile)[:top])
+
+
+def hottest(profile: Profile, rows: Sequence[Hot]) -> Iterator[str]:
+    """A table of functions: what they took themselves, and with what they called."""
+    weight = profile.weight
+    yield f"  {'self':>7}  {'total':>7}  {'self':>10}  function"
+    for hot in rows:
+        function = hot.function
+        binary = (function.binary or "").rpartition("/")[2]
+        what = [label(binary)] if binary else []
+        what += ["kernel"] * function.kernel + ["inlined"] * function.inlined
+        where = f" ({', '.join(what)})" if what else ""
+        yield (
+            f"  {share(hot.own, weight):>7}  {share(hot.total, weight):>7}  "
+            f"{amount(hot.own, profile.unit):>10}  {label(function.name)}{where}"
+        )
+
+
+def share(part: int, whole: int) -> str:
+    """A share as people read it: 100 % is all, and what is little is not nothing."""
+    if not whole:
+        return "-"
+    percent = 100 * part / whole
+    if part and percent < 0.01:
+        return "<0.01%"
+    if part != whole and percent > 99.99:
+        return ">99.99%"
+    return f"{percent:.2f}%"
+
+
+def amount(weight: int, unit: str) -> str:
+    """A weight with its unit, in the size that fits."""
+    sizes = {"nanoseconds": _UNITS, "bytes": _SIZES}.get(unit)
+    if sizes is None:
+        return f"{weight}" if unit == "samples" else f"{weight} {unit}"
+    for name, size in sizes:
+        if abs(weight) >= size:
+            return f"{weight / size:.3g} {name}" if size > 1 else f"{weight} {name}"
+    return f"0 {sizes[-1][0]}"
