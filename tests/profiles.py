@@ -147,3 +147,49 @@ def of_example(where: Path, weight: int = 1) -> Profile:
             table = counts.table(snapshot.space, thread)
             counts.add_stack(table, unwinder.unwind(snapshot), weight)
         return counts.profile()
+
+
+_OUTERMOST = {"_start", "clone", "clone3", "__clone", "__clone3", "ret_from_fork", "kthread"}
+
+
+def of_perf_script(text: str, timed: bool = False) -> Profile:
+    """The profile in what `perf script -F comm,pid,tid,time,event,period,ip,sym,dso,symoff` says.
+
+    perf knows no ends: a stack is complete here where its outermost function is known to be one.
+    """
+    sites: dict[tuple[str, bool], int] = {}
+    places: list[Site] = []
+    counts = Counts(
+        *("cpu-clock", "nanoseconds"),
+        lambda space, pc, called: places[pc],
+        lambda pc, called: places[pc],
+        timed=timed,
+    )
+    space = AddressSpace(ARCH, [])
+    for block in filter(None, text.split("\n\n")):
+        head, *frames = block.strip("\n").split("\n")
+        comm, ids, time, period, *_ = head.rsplit(None, 4)
+        kernel, user, last = [], [], ""
+        for frame in frames:
+            address, _, rest = frame.strip().partition(" ")
+            symbol, _, file = rest.rpartition(" (")
+            last, plus, offset = symbol.rpartition("+")
+            in_kernel = file.startswith(("[kernel", "[guest"))
+            key = frame, in_kernel
+            if key not in sites:
+                sites[key] = len(places)
+                name = (last or symbol).partition("@")[0] if symbol != "[unknown]" else None
+                binary = Binary(file.rstrip(")"), None, 0, 1 << 63)
+                at = int(offset, 16) if plus and name else None
+                places.append(Site(binary, int(address, 16), name, at))
+            (kernel if in_kernel else user).append(sites[key])
+        pid, tid = map(int, ids.split("/"))
+        whole = last in _OUTERMOST or not user
+        counts.add(
+            *(counts.table(space, Thread(pid, tid, comm)), tuple(user)),
+            End.OUTERMOST if whole else End.MEMORY_FAULT,
+            int(period),
+            kernel=tuple(kernel),
+            time=float(time.rstrip(":")),
+        )
+    return counts.profile()

@@ -83,7 +83,7 @@ def package_files() -> set[str]:
     files = git_files("unwind", *MAPPED)
     links = {f"unwind/{top}" for top in MAPPED}
     mapped = {f"unwind/{name}" if name.startswith(MAPPED) else name for name in files}
-    return {name for name in mapped - links if name.endswith((".py", "py.typed"))}
+    return {name for name in mapped - links if name.endswith((".py", "py.typed", ".css", ".js"))}
 
 
 def wheel_files(wheel: Path) -> set[str]:

@@ -27,9 +27,10 @@ from tests.profiles import LIBC, MAIN, PROGRAM, site_at
 from tests.support import need
 from unwind.frames import End
 from unwind.profile import Profile, Site
+from unwind.writers.amounts import amount, share
 from unwind.writers.firefox import FORMAT_VERSION, firefox
 from unwind.writers.folded import folded
-from unwind.writers.hottest import amount, share, summary
+from unwind.writers.hottest import summary
 from unwind.writers.labels import LONGEST, label
 from unwind.writers.pprof import pprof
 from unwind.writers.speedscope import speedscope
