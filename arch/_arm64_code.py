@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from unwind.arch._distances import each, places
 from unwind.machine import CFA, CONSTANT, RESTORED, RETURN_ADDRESS, CodeModel, Machine
 
 __all__ = ["MODEL"]
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from array import array
     from collections.abc import Callable, Iterable, Iterator
 
     from unwind.machine import Instruction, Symbolic
@@ -349,31 +351,59 @@ _READERS = frozenset(
 )
 
 
+# The last bytes of CBZ, CBNZ and B.cond, and of TBZ and TBNZ, by the bits of their distances.
+_BITS_19, _BITS_14 = b"\x34\x35\x54\xb4\xb5", b"\x36\x37\xb6\xb7"
+
+
 def _jumps(code: memoryview, vaddr: int) -> Iterator[tuple[int, int]]:
     """B, B.cond, CBZ, CBNZ, TBZ and TBNZ, found by the last byte of their words."""
     for n, word in _words(code, rb"[\x14-\x17\x34-\x37\x54\xb4-\xb7]"):
-        kind = word >> 24
-        if kind < 0x18:
-            bits = 26
-        elif kind & 0x7E == 0x36:
-            word, bits = word >> 5, 14
-        else:
-            word, bits = word >> 5, 19
         here = vaddr + 4 * n
-        yield here + _displacement(word, bits), here
+        yield here + _jump_distance(word), here
+
+
+def _jump_distance(word: int) -> int:
+    """How far one of these jumps leads, in bytes."""
+    kind = word >> 24
+    if kind < 0x18:
+        return _displacement(word, 26)
+    return _displacement(word >> 5, 14 if kind in _BITS_14 else 19)
+
+
+def _jumps_into(code: memoryview, vaddr: int, start: int, end: int) -> Iterator[int]:
+    """Where those of `_jumps` are that lead into [start, end)."""
+    data = bytes(code[: len(code) & -4])
+    third, fourth, count = data[2::4], data[3::4], len(data) // 4
+    low, high = (start - vaddr) // 4, (end - vaddr) // 4  # in words, as the distances are
+    found = [n for n in places(third, 16, low, high, 0, count) if fourth[n] & 0xFC == 0x14]
+    first, last = max(low - (1 << 18), 0), min(high + (1 << 18), count)
+    found += [n for n in places(third, 11, low, high, first, last) if fourth[n] in _BITS_19]
+    first, last = max(low - (1 << 13), 0), min(high + (1 << 13), count)
+    for kind in _BITS_14:
+        found += each(fourth, kind, first, last)
+    for n in found:
+        source = vaddr + 4 * n
+        if (
+            start
+            <= source + _jump_distance(int.from_bytes(data[4 * n : 4 * n + 4], "little"))
+            < end
+        ):
+            yield source
 
 
 def _last_calls(code: memoryview, vaddr: int, ends: Iterable[int]) -> set[int]:
     """Where the BLs lead that stand before some ends, or before NOPs there."""
-    found = set()
-    for end in ends:
-        for at in range(end - vaddr - 4, max(end - vaddr - _PADDED, -1), -4):
-            if code[at + 3] & 0xFC == 0x94:  # looked at first: it is no word in most places
-                word = int.from_bytes(code[at : at + 4], "little")
-                found.add(vaddr + at + _displacement(word, 26))
-                break
-            if int.from_bytes(code[at : at + 4], "little") not in _PADDING:
-                break
+    places = [end - vaddr for end in ends if end % 4 == 0 and 4 <= end - vaddr <= len(code)]
+    if not places:
+        return set()
+    first = max(min(places) - _PADDED, 0) & -4
+    words = _all_words(code[first : max(places)])
+    last = [(place - first) // 4 - 1 for place in places]
+    found: set[int] = set()
+    for _ in range(_PADDED // 4):
+        calls = [n for n in last if words[n] >> 26 == 0x25]
+        found.update(vaddr + first + 4 * n + _displacement(words[n], 26) for n in calls)
+        last = [n - 1 for n in last if n > 0 and words[n] in _PADDING]
     return found
 
 
@@ -490,15 +520,20 @@ _PADDED = 64  # bytes of padding that are looked through
 def _words(code: memoryview, last: bytes) -> Iterator[tuple[int, int]]:
     """The words of some code whose last byte `last` matches, as (number, word)."""
     import re
+
+    words = _all_words(code)
+    for match in re.finditer(last, bytes(code[3 : len(code) & -4 : 4]), re.DOTALL):
+        yield match.start(), words[match.start()]
+
+
+def _all_words(code: memoryview) -> array[int]:
     import sys
     from array import array
 
-    code = code[: len(code) & -4]
-    words = array("I", bytes(code))
+    words = array("I", bytes(code[: len(code) & -4]))
     if sys.byteorder == "big":
         words.byteswap()
-    for match in re.finditer(last, bytes(code[3::4]), re.DOTALL):
-        yield match.start(), words[match.start()]
+    return words
 
 
 def _displacement(word: int, bits: int) -> int:
@@ -529,6 +564,7 @@ MODEL = CodeModel(
     calls=frozenset("bl blr blraa blrab blraaz blrabz".split()),
     padding=frozenset({"nop", "udf"}),
     jumps=_jumps,
+    jumps_into=_jumps_into,
     starts=_starts,
     begins=_begins,
     last_calls=_last_calls,

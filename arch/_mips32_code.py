@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from unwind.arch._distances import each, places
 from unwind.machine import CFA, CONSTANT, NO_CALLER, RETURN_ADDRESS, CodeModel, Machine
 
 __all__ = ["models"]
@@ -283,21 +284,52 @@ _READERS = frozenset(
 )
 
 
+_BRANCHING = frozenset((1, 4, 5, 6, 7, 20, 21, 22, 23))  # b, beq, bne, blez, bgtz and their like
+
+
 def _jumps(byteorder: ByteOrder) -> Callable[[memoryview, int], Iterator[tuple[int, int]]]:
-    """b, beq, bne, blez, bgtz and their like, and j, which leave for another function."""
+    """Those branches, and j, which leave for another function."""
 
     def jumps(code: memoryview, vaddr: int) -> Iterator[tuple[int, int]]:
         for at, word in _words(code, byteorder):
-            operation, here = word >> 26, vaddr + at
-            if operation in _BRANCHING and (operation != 1 or word >> 16 & 31 in (0, 1, 2, 3)):
-                yield here + 4 + 4 * (((word & 0xFFFF) ^ 0x8000) - 0x8000), here
-            elif operation == 2:
-                yield here + 4 & 0xF000_0000 | (word & 0x03FF_FFFF) << 2, here
+            target = _target(word, vaddr + at)
+            if target is not None:
+                yield target, vaddr + at
 
     return jumps
 
 
-_BRANCHING = frozenset((1, 4, 5, 6, 7, 20, 21, 22, 23))
+def _target(word: int, here: int) -> int | None:
+    """Where one of these jumps leads, None where the word is no such."""
+    operation = word >> 26
+    if operation == 2:
+        return here + 4 & 0xF000_0000 | (word & 0x03FF_FFFF) << 2
+    if operation in _BRANCHING and (operation != 1 or word >> 16 & 31 in (0, 1, 2, 3)):
+        return here + 4 + 4 * (((word & 0xFFFF) ^ 0x8000) - 0x8000)
+    return None
+
+
+def _jumps_into(byteorder: ByteOrder) -> Callable[[memoryview, int, int, int], Iterator[int]]:
+    """The sources of those of `_jumps` that lead into [start, end)."""
+    opcode, upper = (3, 1) if byteorder == "little" else (0, 2)
+
+    def jumps_into(code: memoryview, vaddr: int, start: int, end: int) -> Iterator[int]:
+        data = bytes(code[: len(code) & -4])
+        count, opcodes = len(data) // 4, data[opcode::4]
+        # A branch counts words from its delay slot on.
+        low, high = (start - vaddr) // 4 - 1, (end - vaddr) // 4 - 1
+        first, last = max(low - (1 << 15), 0), min(high + (1 << 15), count)
+        found = set(places(data[upper::4], 8, low, high, first, last))
+        for kind in b"\x08\x09\x0a\x0b":  # j
+            found.update(each(opcodes, kind, 0, count))
+        for n in found:
+            here = vaddr + 4 * n
+            target = _target(int.from_bytes(data[4 * n : 4 * n + 4], byteorder), here)
+            if target is not None and start <= target < end:
+                yield here
+
+    return jumps_into
+
 
 # lui gp, n; addiu gp, gp, n; addu gp, gp, t9: how position-independent functions begin.
 _JR_RA, _JR_T9 = 0x03E0_0008, 0x0320_0008
@@ -466,6 +498,7 @@ def _model(byteorder: ByteOrder) -> CodeModel:
         calls=frozenset("jal jalr jalr.hb jalx bal bltzal bgezal bltzall bgezall".split()),
         padding=frozenset({"nop"}),
         jumps=_jumps(byteorder),
+        jumps_into=_jumps_into(byteorder),
         starts=_starts(byteorder),
         begins=_begins(byteorder),
         return_carriers=(T7,),

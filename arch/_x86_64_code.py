@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from struct import Struct
 
+from unwind.arch._distances import stretches
 from unwind.machine import CFA, CONSTANT, RETURN_ADDRESS, CodeModel, Machine
 
 __all__ = ["MODEL"]
@@ -248,7 +249,9 @@ def _call(machine: Machine, instruction: Instruction) -> None:
     machine.called = True
     sp = machine.get(RSP)
     if sp is not None and sp[0] == CFA and sp[1] % 16:
-        machine.odd += 1  # x86-64 psABI 1.0 §3.2.2: rsp is a multiple of 16 at a call
+        # x86-64 psABI 1.0 §3.2.2: rsp is a multiple of 16 there, but for local functions that need
+        # no such stack (gcc's -fipa-stack-alignment).
+        machine.askew += 1
     _clobber(*_LOST)(machine, instruction)
 
 
@@ -291,6 +294,7 @@ def _branch(machine: Machine, instruction: Instruction) -> None:
 
 
 def _return(machine: Machine, instruction: Instruction) -> bool:
+    machine.returned |= machine.get(RSP) == (CFA, -8)
     _pops_too_much(machine)
     return True
 
@@ -358,6 +362,24 @@ def _jumps(code: memoryview, vaddr: int) -> Iterator[tuple[int, int]]:
     for match in re.finditer(pattern, data, re.DOTALL):
         at = match.end()
         yield vaddr + at + 4 + distance(data, at)[0], vaddr + match.start()
+
+
+def _jumps_into(code: memoryview, vaddr: int, start: int, end: int) -> Iterator[int]:
+    """The sources of those of `_jumps` that lead into [start, end)."""
+    import re
+
+    data, low, high = bytes(code), start - vaddr, end - vaddr
+    # The upper half of a distance is looked for; what follows the jump is 2 bytes behind it.
+    for first, last, upper in stretches(16, low - 2, high - 2, 3, len(data) - 1):
+        half = re.escape((upper & 0xFFFF).to_bytes(2, "little"))
+        pattern = half + rb"(?<=[\xe9\x80-\x8f].." + half + b")"
+        for match in re.compile(pattern, re.DOTALL).finditer(data, first, last + 1):
+            at = match.start() - 2
+            if low <= at + 4 + int.from_bytes(data[at : at + 4], "little", signed=True) < high:
+                if data[at - 1] == 0xE9:
+                    yield vaddr + at - 1
+                elif data[at - 2 : at - 1] == b"\x0f":
+                    yield vaddr + at - 2
 
 
 # What ends before a function, in bytes: ret, int3, nop and jmp rel8 or rel32 are told by theirs;
@@ -525,6 +547,7 @@ MODEL = CodeModel(
     calls=frozenset({"call", "bnd call", "notrack call"}),
     padding=frozenset({"nop", "int3", "data16 nop"}),
     jumps=_jumps,
+    jumps_into=_jumps_into,
     starts=_starts,
     begins=_begins,
     survey=_survey,

@@ -250,6 +250,29 @@ def test_the_scan_of_a_large_table_and_the_index_agree(chosen: list[Sym]) -> Non
             assert symbols_of(Elf(data), no_debug).find(vaddr) == found
 
 
+@given(st.lists(symbols, max_size=12), st.integers(0xFFF, 0x1050))
+def test_what_lies_around_some_code_is_the_same_with_and_without_an_index(
+    chosen: list[Sym], vaddr: int
+) -> None:
+    data = with_symbols(chosen)
+    scanned = symbols_of(Elf(data), no_debug)
+    around, starting = scanned.code_around(vaddr), list(scanned.starting(vaddr))
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr("unwind.symtab._SCANS", 0)
+        indexed = symbols_of(Elf(data), no_debug)
+        assert indexed.code_around(vaddr) == around
+        assert list(indexed.starting(vaddr)) == starting
+    mapping = ("$d", LOCAL, 0)
+    functions = [
+        s
+        for s in chosen
+        if s.section and (s.kind == STT.FUNC or (s.kind == STT.NOTYPE and s.name))
+        if s.kind == STT.FUNC or (s.name, s.binding, s.size) != mapping
+    ]
+    assert around[0] == max([s.value for s in functions if s.value <= vaddr], default=-1)
+    assert around[2] == min([s.value for s in functions if s.value > vaddr], default=1 << 65)
+
+
 def plainly(chosen: list[Sym], vaddr: int) -> Sym | None:
     """The rules as libdwfl applies them, in one pass over all global and then all local symbols."""
     best: Sym | None = None

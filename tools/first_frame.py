@@ -3,7 +3,8 @@
     python -m tools.first_frame /usr/lib/x86_64-linux-gnu/libc.so.6
 
 A sample of the functions of up to 500 instructions is asked for a row, each in an image of which
-nothing is known yet but its header; then for another row of the same function. FDEs tell which
+nothing is known yet but its header; then for another row of the same function. A function counts
+with the part of it that the compiler moved away, and the other way round. FDEs tell which
 functions there are, as symbols would; what is to be had from them is not. CPU time of this process,
 with capstone imported. `--untold` takes symbols and FDEs away: all of the code is looked through.
 """
@@ -11,8 +12,10 @@ with capstone imported. `--untold` takes symbols and FDEs away: all of the code 
 from __future__ import annotations
 
 import argparse
+import gc
 import random
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from time import process_time
 
@@ -24,6 +27,10 @@ from unwind.image import Image
 from unwind.machine import CodeModel
 from unwind.registry import architecture
 from unwind.starts import FoundStarts
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from unwind.machine import Instruction
 
 _LONGEST = 500  # instructions
 
@@ -51,6 +58,7 @@ def measure(data: bytes, count: int, untold: bool) -> tuple[list[float], list[fl
     if code_model is None:
         raise SystemExit("no code model for this machine")
     model = code_model()
+    gc.freeze()  # what was there before is not part of it
     starts = [fde.start for fde in each_fde(image) if fde.end - fde.start > 1]
     chosen = random.Random(1).sample(starts, min(count, len(starts)))
     times = [times for start in chosen if (times := _one(data, model, start, untold))]
@@ -59,21 +67,31 @@ def measure(data: bytes, count: int, untold: bool) -> tuple[list[float], list[fl
 
 def _one(data: bytes, model: CodeModel, start: int, untold: bool) -> tuple[float, float] | None:
     """The time of a row near the start and of another one; None for a longer function."""
-    disassemble = disassembler(model)
+    disassemble, followed = disassembler(model), 0
+
+    def counted(code: bytes, vaddr: int) -> Sequence[Instruction]:
+        nonlocal followed
+        found = disassemble(code, vaddr)
+        followed += len(found)
+        return found
+
     image = Image(Elf(data))
     began = process_time()
-    functions = Functions(image, model, disassemble, FoundStarts(image, model, disassemble, untold))
+    functions = Functions(image, model, counted, FoundStarts(image, model, counted, untold))
     table = functions.table(start)
     if table is not None:
         table.row(start)
     first = process_time() - began
+    once = followed
     table = functions.table(start + 1)
     if table is not None:
         table.row(start + 1)
     again = process_time() - began - first
-    bounds = functions.bounds(start)
-    code = bytes(image.at(bounds[0], bounds[1] - bounds[0])) if bounds is not None else b""
-    return (first, again) if len(disassemble(code, start)) <= _LONGEST else None
+    assert followed == once, "disassembled twice"
+    if untold:  # and all of the code was disassembled
+        low, high = functions.bounds(start) or (start, start)
+        followed = len(disassemble(bytes(image.at(low, high - low)), low))
+    return (first, again) if followed <= _LONGEST else None
 
 
 if __name__ == "__main__":

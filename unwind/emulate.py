@@ -21,7 +21,7 @@ from unwind.rules import (
     Undefined,
 )
 
-__all__ = ["Table", "emulate"]
+__all__ = ["Table", "call_target", "emulate"]
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -155,7 +155,7 @@ class _Run:
         self.leaves: list[tuple[int, State]] = []
         self.slots: set[int] = set()  # the vaddrs of delay slots
         self.called: dict[int, State] = {}  # past delay slots, by the vaddrs of calls
-        self.odd = 0
+        self.odd, self.askew, self.returned = 0, 0, False
         self.popped: set[int] = set()
 
     def table(self, entries: Mapping[int, State], callable: bool) -> Table:
@@ -166,7 +166,8 @@ class _Run:
         if callable:
             self.wait(0, State(dict(model.entry), dict(model.entry_slots)))
         self.follow()
-        odd, popped = self.odd, set(self.popped)  # of what is reached: beyond, states are guesses
+        # Of what is reached: beyond, states are guesses.
+        odd, popped = self.odd + (0 if self.returned else self.askew), set(self.popped)
         orphans = self.follow_orphans()
         start, end = code[0][0], code[-1][0] + code[-1][1]
         left = {size for size in popped if size >= 0}  # else a jump within the function
@@ -225,7 +226,7 @@ class _Run:
                         self.wait(where, machine.state)
                 machine.targets.clear()
             if machine.called and code[number][2] not in padding:
-                if self.never and _target(code[number][3]) in self.never:
+                if self.never and call_target(code[number][3]) in self.never:
                     break
                 machine.shared = True
                 self.behind.append(machine.state)
@@ -248,6 +249,8 @@ class _Run:
                 self.doubtful.append((number + 1, machine.state))
                 break
         self.odd += machine.odd
+        self.askew += machine.askew
+        self.returned |= machine.returned
         self.popped |= machine.popped
 
     def moves(self, start: int, last: int) -> None:
@@ -373,7 +376,7 @@ class _Run:
             stops = self.model.effect(machine, self.code[number])
             if machine.state is not before:
                 count += self.losses(before, machine.state)
-            if machine.called and _target(self.code[number][3]) in self.never:
+            if machine.called and call_target(self.code[number][3]) in self.never:
                 break
             machine.called = False
             for target in machine.targets:
@@ -395,7 +398,7 @@ class _Run:
         return count
 
 
-def _target(operands: str) -> int | None:
+def call_target(operands: str) -> int | None:
     """Where a direct call leads."""
     try:
         return int(operands.lstrip("#"), 0)

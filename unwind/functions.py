@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from bisect import bisect_left
-
-from unwind.emulate import Table, emulate
+from unwind.emulate import Table, call_target, emulate
 from unwind.machine import State
 from unwind.starts import code_of
 
@@ -13,6 +11,11 @@ __all__ = ["Functions"]
 # What does not return is called at the ends of functions. Those so near tell, in bytes: of a whole
 # library all would be asked before its first frame.
 _NEAR = 1 << 18
+
+# What jumps into a part is searched in so many bytes of code at a time; how far from the part jumps
+# are looked at that tell where to begin, first these and then more.
+_STRETCH, _LONGEST_JUMP = 1 << 16, 8
+_AROUND = (1 << 11, 1 << 13, 1 << 15)
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -47,7 +50,7 @@ class Functions:
         self._entered: dict[int, Table | None] = {}
         self._parts: dict[int, Table] = {}
         self._tables: dict[int, Table] = {}
-        self._jumps: tuple[list[int], list[int]] | None = None
+        self._last: tuple[tuple[int, int], Sequence[Instruction]] = (0, 0), ()
 
     def bounds(self, vaddr: int) -> tuple[int, int] | None:
         """Where the function around `vaddr` starts and ends, None where none is near."""
@@ -90,7 +93,11 @@ class Functions:
         return self._entered[start]
 
     def _instructions(self, start: int, end: int) -> Sequence[Instruction]:
-        return self.disassemble(bytes(self.image.at(start, end - start)), start)
+        bounds, code = self._last
+        if bounds != (start, end):
+            code = self.disassemble(bytes(self.image.at(start, end - start)), start)
+            self._last = (start, end), code
+        return code
 
     def _is_part(self, table: Table) -> bool:
         """Whether what the code does shows that it is no function of its own."""
@@ -134,8 +141,9 @@ class Functions:
         self._parts[alone.start] = Table(
             self.model, alone.start, alone.end, (), (), 0, True, [], {}
         )
-        self._parts[alone.start] = self._entered_by(alone, self._back(alone)) or self._by_all(alone)
-        return self._parts[alone.start]
+        table = self._entered_by(alone, self._back(alone)) or self._by_search(alone)
+        self._parts[alone.start] = table
+        return table
 
     def _entered_by(self, part: Table, callers: Iterable[Table]) -> Table | None:
         """The table of a part, where the jumps of these tables into it explain all of its code."""
@@ -146,10 +154,16 @@ class Functions:
         table = emulate(self.model, code, entries, callable=False)
         return None if table.orphans else table
 
-    def _by_all(self, part: Table) -> Table:
-        """The table of a part, by all jumps into it that there are."""
-        sources = self._jumps_into(part.start, part.end)
-        entries = self._entries(part, filter(None, map(self._alone, sources)))
+    def _by_search(self, part: Table) -> Table:
+        """The table of a part, by the jumps into it of the first function found that has any.
+
+        A compiler splits one function at a time, so there is no other.
+        """
+        entries: dict[int, State] = {}
+        for sources in self._jumps_into(part):
+            entries = self._entries(part, filter(None, map(self._alone, sources)))
+            if entries:
+                break
         told, home = self._told.get(part.start), self._home(part)
         if told is not None:
             entries[part.start] = told
@@ -189,11 +203,10 @@ class Functions:
 
         So it matters which of its calls do not return: what follows them is no clue.
         """
-        never = self._never_return(alone)
-        if not never:
-            return alone
         code = self._instructions(alone.start, alone.end)
-        return emulate(self.model, code, never=never)
+        called = {call_target(each[3]) for each in code if each[2] in self.model.calls}
+        never = self._never_return(alone) & called
+        return emulate(self.model, code, never=never) if never else alone
 
     def _never_return(self, alone: Table) -> set[int]:
         """What functions in the neighbourhood end with a call of: it does not return."""
@@ -216,14 +229,42 @@ class Functions:
                     entries.setdefault(target, state)
         return entries
 
-    def _jumps_into(self, start: int, end: int) -> list[int]:
-        """Where the jumps are that lead from elsewhere to some code: a look at all of the code."""
-        if self._jumps is None:
-            found: list[tuple[int, int]] = []
-            for low, code in code_of(self.image):
-                found += self.model.jumps(code, low)
-            found.sort()
-            self._jumps = [target for target, _ in found], [source for _, source in found]
-        targets, sources = self._jumps
-        first, last = bisect_left(targets, start), bisect_left(targets, end)
-        return [source for source in sources[first:last] if not start <= source < end]
+    def _jumps_into(self, part: Table) -> Iterator[list[int]]:
+        """Where jumps into a part are, stretch by stretch of the code, the likeliest first.
+
+        Linkers put the parts of functions into the order of the functions, so the code around a
+        part jumps back to where its function is, more or less.
+        """
+        pieces = code_of(self.image)
+        stretches = [
+            (vaddr + at, code[at : at + _STRETCH + _LONGEST_JUMP])
+            for vaddr, code in pieces
+            for at in range(0, len(code), _STRETCH)
+        ]
+        around = self._jumps_around(part, pieces)
+        if around:
+            middle = _STRETCH // 2
+            stretches.sort(key=lambda s: min(abs(s[0] + middle - target) for target in around))
+        for vaddr, code in stretches:
+            found = self.model.jumps_into(code, vaddr, part.start, part.end)
+            sources = {source for source in found if not part.start <= source < part.end}
+            if sources:
+                yield sorted(sources)
+
+    def _jumps_around(self, part: Table, pieces: Sequence[tuple[int, memoryview]]) -> list[int]:
+        """Where the jumps lead that are nearest to a part, before and behind it, and leave it."""
+        bounds = ((vaddr, vaddr + len(code), code) for vaddr, code in pieces)
+        low, high, code = next(piece for piece in bounds if piece[0] <= part.start < piece[1])
+
+        def targets(start: int, end: int, first: int, last: int) -> list[int]:
+            jumps = self.model.jumps(code[start - low : end - low], start)
+            return [to for to, _ in jumps if low <= to < high and not first <= to < last]
+
+        before, behind = list[int](), list[int]()
+        for reach in _AROUND:
+            first, last = max(part.start - reach, low), min(part.end + reach, high)
+            before = before or targets(first, part.start, first, last)[-1:]
+            behind = behind or targets(part.end, last, first, last)[:1]
+            if before and behind:
+                break
+        return before + behind

@@ -88,6 +88,8 @@ class CodeModel(Value):
     padding: frozenset[str]  # mnemonics of what fills the gaps between functions
     # The direct jumps that some code at a vaddr may hold, as (target, source); some may be none.
     jumps: Callable[[memoryview, int], Iterator[tuple[int, int]]]
+    # The sources of those of them that lead into [start, end).
+    jumps_into: Callable[[memoryview, int, int, int], Iterator[int]]
     # Where functions seem to start in such code, and where its calls and constants lead.
     starts: Callable[[memoryview, int], Iterator[int]] = lambda code, vaddr: iter(())
     # Whether a function may begin at a vaddr; the code is given from 8 bytes before it on.
@@ -138,6 +140,10 @@ class Machine:
         # By how much the stack pointer is above the return address where the function is left.
         self.popped: set[int] = set()
         self.odd = 0  # calls, returns and jumps with a stack that no function would leave so
+        # Calls with a stack that only functions that know each other leave so, and whether one
+        # returns with it as it was on entry, which tells that it is a function all the same.
+        self.askew = 0
+        self.returned = False
 
     def copy(self) -> State:
         """The state to change."""

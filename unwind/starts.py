@@ -77,28 +77,35 @@ class FoundStarts(Starts):
         self._code = code_of(image)
         self._search = model, disassemble, untold
         self._untold = untold
+        self._told_starts: set[int] = set()  # those that were asked for
         self._found: Starts | None = None
 
     def around(self, vaddr: int) -> tuple[int, int] | None:
         """Where the function around `vaddr` starts and ends, None where none is near."""
-        return self._told_around(vaddr) or self._all().around(vaddr)
+        told = self._told_around(vaddr)
+        if told is None:
+            return self._all().around(vaddr)
+        self._told_starts.add(told[0])
+        return told
 
     def is_part(self, start: int) -> bool:
         """Whether what begins there is known as a part of a function, if by gcc's name for it."""
-        if self._told_around(start) is None:
+        if start not in self._told_starts and self._told_around(start) is None:
             return self._all().is_part(start)
-        symbol = self._image.symbols.find(start)
-        return symbol is not None and symbol.vaddr == start and ".cold" in symbol.name
+        return any(".cold" in symbol.name for symbol in self._image.symbols.starting(start))
 
     def near(self, vaddr: int, low: int, high: int) -> list[int]:
         """The starts in [low, high), ascending, that are known as well as the one of `vaddr`."""
-        if self._told_around(vaddr) is None:
-            return self._all().near(vaddr, low, high)
-        found = set(self._image.symbols.starts(low, high))
-        if self._image.procedures is not None:
-            found |= {start for start in self._image.procedures.starts if low <= start < high}
+        found: set[int] = set()
         for section in self._image.frame_sections:
             found.update(section.starts(low, high))
+        if self._untold or self._described(vaddr) is None:
+            if self._told_around(vaddr) is None:
+                return self._all().near(vaddr, low, high)
+            found.update(self._image.symbols.starts(low, high))
+            if self._image.procedures is not None:
+                starts = self._image.procedures.starts
+                found.update(start for start in starts if low <= start < high)
         return sorted(found)
 
     def _all(self) -> Starts:
@@ -114,6 +121,9 @@ class FoundStarts(Starts):
         low, high = next((piece for piece in pieces if piece[0] <= vaddr < piece[1]), (0, 0))
         if self._untold or not high:
             return None
+        described = self._described(vaddr)
+        if described is not None and described[1] - described[0] <= _LONGEST:
+            return max(described[0], low), min(described[1], high)
         below, reach, above = low - 1, low - 1, high
         for start, end, behind in self._neighbours(vaddr):
             # What begins before another function does not reach into it: the end of one of .pdr
@@ -124,6 +134,20 @@ class FoundStarts(Starts):
             return None
         end = above if above - max(reach, below) < _GAP else reach
         return (below, end) if vaddr < end else None
+
+    def _described(self, vaddr: int) -> tuple[int, int] | None:
+        """Where the FDE around `vaddr` starts and ends.
+
+        It is a function's own: a symbol inside of it is but another way in.
+        """
+        for section in self._image.frame_sections:
+            try:
+                found = section.around(vaddr)
+            except UnwindError:  # the source of CFI says what is wrong with it
+                continue
+            if found is not None and found[0] <= vaddr < found[1]:
+                return found[:2]
+        return None
 
     def _neighbours(self, vaddr: int) -> Iterator[tuple[int, int, int]]:
         """By each that tells: the last start up to `vaddr`, its end, the next start."""

@@ -51,6 +51,7 @@ _MOST_ALIASES = 1000  # of one place that are compared
 _BEYOND = 1 << 65  # no symbol ends there: start and size are 64-bit numbers
 _BLOCK = 256
 _FEW = 8192  # symbols of which an index is made at once: it takes 1 ms, a scan one third
+_SCANS = 3  # for what lies around some code, before it gets an index, which costs as much
 _DEAD = -1  # as the end of a symbol that turned out to be none
 
 # st_info to 1 where such a symbol may name a place: no sections, files or thread-local data.
@@ -173,6 +174,22 @@ class Table:
         found = self.column(self._layout.value, low, high)
         return found if self._mask == -1 else [value & -2 for value in found]
 
+    def with_value(self, value: int, low: int, high: int) -> list[int]:
+        """Those of [low, high) whose st_value is `value`."""
+        # Their lowest bytes but the first are looked for: few other numbers have the same.
+        step = self._layout.record.size
+        size = step // self._layout.words
+        first = self._layout.value * size + (1 if self._byteorder == "little" else size - 3)
+        wanted = (value >> 8 & 0xFFFF).to_bytes(2, self._byteorder)
+        entries = bytes(self._entries[low * step : high * step])
+        found = []
+        at = entries.find(wanted)
+        while at >= 0:
+            if at % step == first and self.fields(low + at // step)[1] == value:
+                found.append(low + at // step)
+            at = entries.find(wanted, at + 1)
+        return found
+
     def sizes(self, low: int, high: int) -> list[int]:
         """Their st_size."""
         return self.column(self._layout.size, low, high)
@@ -256,11 +273,12 @@ class _Index:
 class _Run:
     """The local or the other symbols of a table, and their index once it is worth one."""
 
-    __slots__ = ("_asked", "_index", "high", "low", "table")
+    __slots__ = ("_asked", "_index", "_scans", "high", "low", "table")
 
     def __init__(self, table: Table, low: int, high: int):
         self.table, self.low, self.high = table, low, high
         self._asked = False
+        self._scans = 0
         self._index: _Index | None = None
 
     def _indexed(self) -> _Index:
@@ -337,6 +355,11 @@ class _Run:
 
     def code_around(self, vaddr: int) -> tuple[int, int, int]:
         """As SymbolTable.code_around."""
+        if self._index is None and self._scans < _SCANS:
+            self._scans += 1
+            found = self._scan_code(vaddr)
+            if found is not None:
+                return found
         index, table = self._indexed(), self.table
         starts, ends, order = index.starts, index.ends, index.order
         first = bisect_right(starts, vaddr)
@@ -353,6 +376,38 @@ class _Run:
         while at < len(starts) and not table.is_code(order[at]):
             at += 1
         return below, reach, starts[at] if at < len(starts) else _BEYOND
+
+    def _scan_code(self, vaddr: int) -> tuple[int, int, int] | None:
+        """As `code_around`, without an index; None where one of the closest symbols is no code."""
+        starts = self.table.starts(self.low, self.high)
+        sizes = self.table.sizes(self.low, self.high)
+        below = max([start for start in starts if start <= vaddr], default=-1)
+        above = min([start for start in starts if start > vaddr], default=_BEYOND)
+        if not all(map(self._is_code, (*_places(starts, below), *_places(starts, above)))):
+            return None
+        reach = max([below + sizes[at] for at in _places(starts, below)], default=-1)
+        if reach <= vaddr:  # else no other one that reaches beyond it begins closer
+            both = enumerate(zip(starts, sizes, strict=True))
+            around = [at for at, (start, size) in both if start <= vaddr < start + size]
+            around = sorted(filter(self._is_code, around), key=lambda at: (starts[at], at))
+            reach = max([reach, *(starts[at] + sizes[at] for at in around[-1:])])
+        return below, reach, above
+
+    def _is_code(self, place: int) -> bool:
+        """Whether symbol number `place` of the run may name a function."""
+        index = self.low + place
+        return any(self.table.eligible(index, index + 1)) and self.table.is_code(index)
+
+    def starting(self, vaddr: int) -> Iterator[Symbol]:
+        """The symbols that begin at `vaddr`."""
+        index, table = self._index, self.table
+        if index is not None:
+            first, last = bisect_left(index.starts, vaddr), bisect_right(index.starts, vaddr)
+            yield from map(table.symbol, index.order[first:last])
+        else:
+            for at in table.with_value(vaddr, self.low, self.high):
+                if any(table.eligible(at, at + 1)):
+                    yield table.symbol(at)
 
     def sized(self, low: int, high: int) -> list[int]:
         """The starts in [low, high) of the symbols that have a size."""
@@ -373,6 +428,14 @@ class _Run:
             return True
         index.drop(place)
         return False
+
+
+def _places(numbers: list[int], wanted: int) -> list[int]:
+    """Where a number stands in a list."""
+    found: list[int] = []
+    for _ in range(min(numbers.count(wanted), _MOST_ALIASES)):
+        found.append(numbers.index(wanted, found[-1] + 1 if found else 0))
+    return found
 
 
 class SymbolTable:
@@ -431,6 +494,11 @@ class SymbolTable:
             for at in compress(range(high - low), table.eligible(low, high)):
                 if table.is_code(low + at):
                     yield starts[at], starts[at] + sizes[at]
+
+    def starting(self, vaddr: int) -> Iterator[Symbol]:
+        """The symbols that begin at `vaddr`."""
+        for run in self._runs():
+            yield from run.starting(vaddr)
 
     def starts(self, low: int, high: int) -> Iterator[int]:
         """The starts in [low, high) of the symbols that have a size."""
