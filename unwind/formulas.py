@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from unwind.dwarf.expression import describe
 from unwind.errors import never
 from unwind.rules import (
     CfaExpression,
@@ -31,7 +30,7 @@ def cfa_formula(rule: CfaRule | None, name: Callable[[int], str]) -> str:
         case CfaRegister(number=number, offset=offset):
             return _plus(name(number), offset)
         case CfaExpression(code=code):
-            return describe(code, name)
+            return _described(code, name)
         case None:
             return "unknown"
 
@@ -50,12 +49,18 @@ def rule_formula(rule: Rule, name: Callable[[int], str]) -> str:
         case InRegister(number=number):
             return name(number)
         case Expression(code=code):
-            return f"[{describe(code, name)}]"
+            return f"[{_described(code, name)}]"
         case ValExpression(code=code):
-            return describe(code, name)
+            return _described(code, name)
         case _:
             never(rule)
 
 
 def _plus(base: str, offset: int) -> str:
     return f"{base} {'-' if offset < 0 else '+'} {abs(offset)}" if offset else base
+
+
+def _described(code: bytes, name: Callable[[int], str]) -> str:
+    from unwind.dwarf.expression import describe  # few rules hold any
+
+    return describe(code, name)

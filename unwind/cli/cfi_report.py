@@ -14,11 +14,9 @@ from unwind.dwarf.constants import DW_CFA, VENDOR_OPCODES
 from unwind.dwarf.rows import row_at
 from unwind.elf import EM, ET, SHF, SHT, Elf
 from unwind.errors import FormatError, SourceError, UnsupportedArchitecture, UnwindError
-from unwind.formulas import cfa_formula, rule_formula
 from unwind.image import Image, UnreadableSection
 from unwind.registry import architecture
 from unwind.rules import SameValue
-from unwind.writers.cfi_tables import Tables, json_row
 from unwind.writers.escape import escape
 
 __all__ = ["report"]
@@ -32,6 +30,7 @@ if TYPE_CHECKING:
     from unwind.dwarf.cfi import FrameSection
     from unwind.rules import Row
     from unwind.symtab import Symbol
+    from unwind.writers.cfi_tables import Tables
 
 
 def report(options: Options) -> None:
@@ -86,23 +85,22 @@ class _Report:
     def __init__(self, options: Options, image: Image):
         self.options = options
         self.image = image
-        names, self.vendor_opcodes = _machine(image.elf)
-        self.tables = Tables(names, self.vendor_opcodes, self._complain)
+        self.names, self.vendor_opcodes = _machine(image.elf)
 
     def all(self, sections: Iterable[FrameSection]) -> None:
         """Print whole sections; what cannot be read of them is told when the rest is out."""
-        unreadable = None
+        unreadable, tables = None, self._tables()
         for section in sections:
             if isinstance(section, UnreadableSection):
                 unreadable = section.error
             elif self.options.json:
                 for entry in section.entries():
                     if isinstance(entry, Fde):
-                        self._put(self.tables.json(entry))
+                        self._put(tables.json(entry))
                     elif isinstance(entry, Broken):
                         self._complain(entry.error)
             else:
-                self._put(self.tables.section(section, raw=self.options.raw))
+                self._put(tables.section(section, raw=self.options.raw))
         if unreadable is not None:
             raise unreadable
 
@@ -113,7 +111,8 @@ class _Report:
             if fde is None:
                 continue
             if self.options.raw:
-                self._put(self.tables.entry(entry, raw=True) for entry in (fde.cie, fde))
+                tables = self._tables()
+                self._put(tables.entry(entry, raw=True) for entry in (fde.cie, fde))
                 return
             row = row_at(fde, vaddr, self.vendor_opcodes)
             if row is not None:
@@ -146,7 +145,9 @@ class _Report:
             self._put(self._finding(found))
 
     def _finding(self, found: Disagreement) -> Iterator[str]:
-        name, register = self.tables.name, found.register
+        from unwind.formulas import cfa_formula, rule_formula
+
+        name, register = self._name, found.register
         what = "CFA" if register is None else name(register)
         said, done = (
             cfa_formula(row.cfa, name)
@@ -180,17 +181,30 @@ class _Report:
 
     def _row(self, row: Row, fde: Fde, vaddr: int) -> Iterator[str]:
         if self.options.json:
-            yield f"{json_row(row, self.tables.name)}\n"
+            from unwind.writers.cfi_tables import json_row
+
+            yield f"{json_row(row, self._name)}\n"
             return
-        name = self._function(vaddr)
-        yield f"{vaddr:#x}{f' in {name}' if name else ''}\n"
+        from unwind.formulas import cfa_formula, rule_formula
+
+        name, function = self._name, self._function(vaddr)
+        yield f"{vaddr:#x}{f' in {function}' if function else ''}\n"
         yield f".{fde.section}: FDE at {fde.offset:#x} for {fde.start:#x}..{fde.end:#x}, "
         yield f"CIE at {fde.cie.offset:#x}{', signal frame' if row.signal else ''}\n"
         signed = ", return address signed" if row.ra_signed else ""
         yield f"row for {row.start:#x}..{row.end:#x}{signed}:\n"
-        yield f"  CFA = {cfa_formula(row.cfa, self.tables.name)}\n"
+        yield f"  CFA = {cfa_formula(row.cfa, name)}\n"
         for number, rule in sorted(row.rules.items()):
-            yield f"  {self.tables.name(number)} = {rule_formula(rule, self.tables.name)}\n"
+            yield f"  {name(number)} = {rule_formula(rule, name)}\n"
+
+    def _tables(self) -> Tables:
+        """Writes whole entries; one row, the commonest question, needs none of it."""
+        from unwind.writers.cfi_tables import Tables
+
+        return Tables(self.names, self.vendor_opcodes, self._complain)
+
+    def _name(self, number: int) -> str:
+        return self.names.get(number) or f"r{number}"
 
     def _function(self, vaddr: int) -> str:
         """The symbol around `vaddr` with the offset into it, "" where none is known."""
