@@ -86,6 +86,9 @@ _PRSTATUS = Layout(
 # gdb 13 features/aarch64-core.xml: what `g` has without a target description.
 _GDB = Layout(size=264, width=8, offsets={n: 8 * n for n in range(PC + 1)})
 
+# Linux v6.13 arch/arm64/include/uapi/asm/perf_regs.h: x0 to x29, lr, sp, pc.
+_PERF = Layout(size=0, width=8, offsets={n: 8 * n for n in range(PC + 1)})
+
 
 def _follows_call(before: bytes) -> bool:
     """Whether the bytes end in BL, BLR, or BLR with authentication.
@@ -145,7 +148,7 @@ ARCH = Architecture(
         # mov x8, #139; svc #0: in the vdso, in qemu-user's page, in musl, or on the stack.
         Trampoline("rt_sigreturn", bytes.fromhex("681180d2010000d4"), (0, 4), _SIGNAL_FRAME),
     ),
-    layouts={"linux.prstatus": _PRSTATUS, "gdb": _GDB},
+    layouts={"linux.prstatus": _PRSTATUS, "gdb": _GDB, "perf": _PERF},
     gdb_architectures=("aarch64",),
     gdb_names={"cpsr": PSTATE},
     vendor_opcodes={

@@ -69,6 +69,9 @@ _GDB = Layout(
     },
 )
 
+# Linux v6.13 arch/mips/include/uapi/asm/perf_regs.h: pc, then r1 to r31, each in 8 bytes.
+_PERF = Layout(size=0, width=8, offsets={PC: 0, **{n: 8 * n for n in range(1, 32)}})
+
 _CAUSE_BD = 1 << 31  # the exception was taken in a branch delay slot; EPC points to the branch
 
 
@@ -233,7 +236,7 @@ def _arch(name: str, byteorder: ByteOrder) -> Architecture:
         code_mask=0xFFFF_FFFE,  # bit 0 tells that code is microMIPS or MIPS16
         data_mask=0xFFFF_FFFF,
         trampolines=_trampolines(byteorder),
-        layouts={"linux.prstatus": _PRSTATUS, "gdb": _GDB},
+        layouts={"linux.prstatus": _PRSTATUS, "gdb": _GDB, "perf": _PERF},
         gdb_architectures=("mips",),
         gdb_names={f"r{n}": n for n in range(32)},
         call_window=8,

@@ -93,6 +93,19 @@ _GDB = Layout(
     },
 )
 
+# Linux v6.13 arch/x86/include/uapi/asm/perf_regs.h: a sample has those of the mask, in this order.
+_PERF = Layout(
+    size=0,
+    width=8,
+    offsets={
+        _NUMBERS[name]: 8 * n
+        for n, name in enumerate(
+            "rax rbx rcx rdx rsi rdi rbp rsp rip rflags cs ss ds es fs gs "
+            "r8 r9 r10 r11 r12 r13 r14 r15".split()
+        )
+    },
+)
+
 
 def _follows_call(before: bytes) -> bool:
     """Whether the bytes end in `call rel32` or in any form of the near indirect `call r/m64`.
@@ -153,7 +166,7 @@ ARCH = Architecture(
         Trampoline("rt_sigreturn", bytes.fromhex("48c7c00f0000000f05"), (0, 7), _SIGNAL_FRAME),
         Trampoline("rt_sigreturn", bytes.fromhex("b80f0000000f05"), (0, 5), _SIGNAL_FRAME),
     ),
-    layouts={"linux.prstatus": _PRSTATUS, "gdb": _GDB},
+    layouts={"linux.prstatus": _PRSTATUS, "gdb": _GDB, "perf": _PERF},
     gdb_architectures=("i386:x86-64",),
     gdb_names={"eflags": RFLAGS, "fs_base": FS_BASE, "gs_base": GS_BASE},
     vendor_opcodes={0x2D: "GNU_window_save"},

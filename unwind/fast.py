@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from _weakref import ref  # what `weakref` wraps, at a tenth of its cost at start-up
 
 from unwind.architecture import pc_register
 from unwind.errors import MemoryFault
@@ -17,7 +18,7 @@ __all__ = ["FastUnwinder"]
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
     from unwind.rules import Row
     from unwind.snapshot import Snapshot
@@ -48,7 +49,7 @@ class FastUnwinder:
     def __init__(self, exact: Unwinder, limit: int = 200_000):
         self.exact = exact
         self._limit = limit
-        self._spaces: dict[AddressSpace, _Steps] = {}
+        self._spaces: dict[int, _Steps] = {}  # by the id of an AddressSpace that is in use
 
     def trace(self, snapshot: Snapshot) -> Trace:
         """The pcs and the end of a snapshot's stack, whichever walk it takes."""
@@ -91,23 +92,29 @@ class FastUnwinder:
             start, words = start + first * arch.word, memoryview(swapped)
         steps = self._steps_of(snapshot.space)
         cfa = (sp - start) // arch.word
-        found = self._walk(pc, cfa, registers, words, start, steps)
-        if found is None:
+        walked = self._walk(pc, cfa, registers, words, start, steps)
+        if walked is None or walked[1] != End.OUTERMOST:
             return None
+        return self._checked(snapshot.space, steps, walked[0])
+
+    def _checked(self, space: AddressSpace, steps: _Steps, found: list[int]) -> list[int] | None:
+        """The pcs of return addresses as they lie in memory, None if one is not to be believed."""
         pcs = found
         if not steps.plain:
-            strip = arch.code_address
+            strip = self.exact.arch.code_address
             pcs = [found[0], *[strip(word) for word in found[1:]]]
-        if steps.trusts and not self._believes(steps, pcs, found):
+        if steps.trusts and not self._believes(space, steps, pcs, found):
             return None
         return pcs
 
-    def _believes(self, steps: _Steps, pcs: Sequence[int], found: Sequence[int]) -> bool:
+    def _believes(
+        self, space: AddressSpace, steps: _Steps, pcs: Sequence[int], found: Sequence[int]
+    ) -> bool:
         """Whether each return address that no CFI led to lies behind a call.
 
         `found` are the return addresses as they lie in memory.
         """
-        arch, space, window = self.exact.arch, steps.space, self.exact.arch.call_window
+        arch, window = self.exact.arch, self.exact.arch.call_window
         for n in range(1, len(pcs)):
             pc, word = pcs[n], found[n]
             if word in steps.behind_calls or (pcs[n - 1], n > 1) not in steps.trusts:
@@ -129,6 +136,29 @@ class FastUnwinder:
         leads = [known.get((pc, n > 0), Trust.CFI) for n, pc in enumerate(pcs[:-1])]
         return [Trust.CONTEXT, *leads]
 
+    def sampled(
+        self, space: AddressSpace, pc: int, sp: int, fp: int, lr: int, words: memoryview
+    ) -> tuple[list[int], str] | None:
+        """The pcs and the end of a stack of which `words` from `sp` on are known, and no more.
+
+        So it may end where they do. The words are in the byte order of this machine. None where
+        the exact walk must be taken.
+        """
+        arch = self.exact.arch
+        steps = self._steps_of(space)
+        if sp % arch.word or arch.innermost is not pc_register or not pc:
+            return None
+        walked = self._walk(pc, 0, {arch.fp: fp, arch.return_address: lr}, words, sp, steps)
+        if walked is None:
+            return None
+        found, end = walked
+        if steps.plain and not steps.trusts:
+            return walked
+        pcs = self._checked(space, steps, found)
+        if pcs is None or (end != End.OUTERMOST and (pcs[-1], len(pcs) > 1) in steps.trusts):
+            return None  # where a guess cannot read its memory, another one may do better
+        return pcs, end
+
     def _view_above(self, snapshot: Snapshot) -> tuple[int, memoryview] | None:
         """The stack that frame 0 hangs on, where sp itself has run into the guard page below."""
         step = self.exact.step(self.exact.innermost(snapshot))
@@ -144,10 +174,11 @@ class FastUnwinder:
         words: memoryview,
         start: int,
         steps: _Steps,
-    ) -> list[int] | None:
+    ) -> tuple[list[int], str] | None:
         """The loop: `cfa` counts words from `start`, from the stack pointer on.
 
         It finds return addresses as they lie in memory, and what is kept of steps goes by them.
+        The end is `outermost`, or `memory-fault` where the stack goes on beyond the words.
         """
         arch, called, plain = self.exact.arch, steps.called.get, steps.plain
         found = [pc]
@@ -173,7 +204,7 @@ class FastUnwinder:
                         step = called(pc) or self._compile(steps, pc, called=True)
                 if step != _ON_FRAME_POINTER:
                     usual = step == _OUTERMOST and len(found) <= self.exact.limit
-                    return found if usual else None
+                    return (found, End.OUTERMOST) if usual else None
                 if restored < 0:
                     restored, fp = 0, registers.get(arch.fp)
                 fp = self._frame_pointer(steps, found, cfa, restored, fp, words)
@@ -188,7 +219,14 @@ class FastUnwinder:
                 found.append(pc := words[cfa - back])
                 step = called(pc) or self._compile(steps, pc, called=True)
         except IndexError:  # beyond the end of the stack, or of what was saved of it
+            return self._beyond(found, start + cfa * arch.word, steps)
+
+    def _beyond(self, found: list[int], cfa: int, steps: _Steps) -> tuple[list[int], str] | None:
+        """What a walk comes to that leads beyond the words that are known."""
+        space = steps.space()
+        if space is None or len(found) > self.exact.limit or space.find(cfa - 1) is not None:
             return None
+        return found, End.MEMORY_FAULT
 
     def _frame_pointer(
         self,
@@ -214,17 +252,23 @@ class FastUnwinder:
         if slot is None:
             return fp
         at = cfa + slot
-        return int(words[at]) if at >= 0 else None  # a negative index would wrap
+        return int(words[at]) if 0 <= at < len(words) else None  # a negative index would wrap
 
     def _steps_of(self, space: AddressSpace) -> _Steps:
-        steps = self._spaces.get(space)
+        steps = self._spaces.get(id(space))
         if steps is None or steps.generation != space.generation or len(steps.called) > self._limit:
-            steps = self._spaces[space] = _Steps(space)
+            spaces, key = self._spaces, id(space)
+
+            def forget(_: object) -> None:
+                spaces.pop(key, None)
+
+            steps = spaces[key] = _Steps(space, forget)
         return steps
 
     def _compile(self, steps: _Steps, pc: int, called: bool) -> int:
         """The step out of `pc`, kept for the next time; a pc where no code lies is not kept."""
-        space, arch, key = steps.space, self.exact.arch, pc
+        space, arch, key = steps.space(), self.exact.arch, pc
+        assert space is not None, "who walks has the space in hand"
         lookup_pc = pc
         if called:
             lookup_pc, pc = arch.call_before(pc), arch.code_address(pc)
@@ -245,9 +289,13 @@ class FastUnwinder:
 
 
 class _Steps:
-    """What is known of one address space: the step out of each pc that was met."""
+    """What is known of one address space: the step out of each pc that was met.
+
+    `gone` is called when the space is: processes come and go.
+    """
 
     __slots__ = (
+        "arch",
         "behind_calls",
         "called",
         "fp_slots",
@@ -261,11 +309,12 @@ class _Steps:
         "trusts",
     )
 
-    def __init__(self, space: AddressSpace):
-        self.space = space
+    def __init__(self, space: AddressSpace, gone: Callable[[object], None]):
+        self.space = ref(space, gone)
         self.generation = space.generation
+        arch = self.arch = space.arch
         # A call leaves the return address right below the CFA, and it is an address and no more.
-        self.plain = space.arch.return_address == space.arch.pc
+        self.plain = arch.return_address == arch.pc
         self.called: dict[int, int] = {}  # by return address
         self.innermost: dict[int, int] = {}  # by the pc of frame 0, looked up as it is
         # (pc, called): CFA - frame pointer, bytes; words from the return address to the CFA
@@ -278,7 +327,7 @@ class _Steps:
 
     def pack(self, row: Row, pc: int, called: bool) -> int:
         """A row as a number; this happens here and nowhere else."""
-        arch = self.space.arch
+        arch = self.arch
         return_address = row.rules.get(row.return_address)
         if row.signal:
             return _UNUSUAL

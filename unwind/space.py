@@ -41,6 +41,7 @@ class AddressSpace:
     """
 
     __slots__ = (
+        "__weakref__",
         "_is_code",
         "_make_regions",
         "_region_starts",
@@ -96,6 +97,16 @@ class AddressSpace:
         else:
             given = tuple(regions)  # a generator may want what is there now
             self._make_regions = lambda: given
+
+    def extend(self, modules: Iterable[Module], regions: Iterable[Region]) -> None:
+        """These are mapped too from now on, where nothing was before.
+
+        What walkers remember still holds, as they remember nothing of places where nothing is. So
+        `generation` stays, and a library that is loaded late costs them nothing.
+        """
+        generation, complete = self.generation, self.complete
+        self.replace((*self.modules, *modules), (*self.regions, *regions), complete, self._is_code)
+        self.generation, self.complete = generation, complete
 
     @property
     def regions(self) -> tuple[Region, ...]:

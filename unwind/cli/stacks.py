@@ -18,6 +18,7 @@ __all__ = [
     "add_walk_options",
     "files_of",
     "print_stacks",
+    "sources_of",
 ]
 
 TYPE_CHECKING = False
@@ -156,7 +157,7 @@ def print_stacks(prog: str, options: Options, source: Source) -> int:
     return _Report(prog, options, source).print()
 
 
-def _sources(options: Options, arch: Architecture) -> list[RowSource]:
+def sources_of(options: Options, arch: Architecture) -> list[RowSource]:
     """The sources of rows that the options choose."""
     from unwind.methods import METHODS, default_sources
 
@@ -183,7 +184,7 @@ class _Report:
         self.prog = prog
         self.options = options
         self.source = source
-        sources = _sources(options, source.arch)
+        sources = sources_of(options, source.arch)
         self.unwinder = Unwinder(source.arch, sources, options.max_frames or DEFAULT_LIMIT)
         self.names = Names(TableSymbolizer())
         # Who cross-checks asks all sources, whichever the walk goes by.

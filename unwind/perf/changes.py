@@ -1,0 +1,107 @@
+"""The kernel's records other than samples in; processes change, losses are counted."""
+
+from __future__ import annotations
+
+import os
+from struct import Struct
+
+from unwind.perf.constants import MISC, RECORD
+from unwind.perf.processes import Mapped
+
+__all__ = ["Changes"]
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from unwind.perf.processes import Processes
+
+_PROT_EXEC = 4
+_SKIPPED = frozenset(
+    {
+        RECORD.unthrottle,
+        RECORD.read,
+        RECORD.aux,
+        RECORD.itrace_start,
+        RECORD.switch,
+        RECORD.switch_cpu_wide,
+        RECORD.namespaces,
+        RECORD.ksymbol,
+        RECORD.bpf_event,
+        RECORD.cgroup,
+        RECORD.text_poke,
+        RECORD.aux_output_hw_id,
+    }
+)
+
+
+class Changes:
+    """Applies records to `processes`.
+
+    `lost` are the records that perf could not keep up with, `lost_samples` the samples of which
+    the kernel says so, `throttled` how often it slowed an event down. `unknown` counts by its kind
+    what is no record of the kernel's that is known here, `damaged` what is too short.
+    """
+
+    def __init__(self, processes: Processes, order: str):
+        self.processes = processes
+        self.lost = self.lost_samples = self.throttled = self.damaged = 0
+        self.unknown: dict[int, int] = {}
+        self._map = Struct(order + "IIQQQ")
+        self._two = Struct(order + "II")
+        self._four = Struct(order + "IIII")
+        self._u64 = Struct(order + "Q")
+
+    def take(self, kind: int, misc: int, record: memoryview) -> None:
+        """Apply one record, its header included."""
+        try:
+            self._take(kind, misc, record[8:])
+        except _TooShort:
+            self.damaged += 1
+
+    def _take(self, kind: int, misc: int, body: memoryview) -> None:
+        match kind:
+            case RECORD.mmap | RECORD.mmap2:
+                self._mmap(kind, misc, body)
+            case RECORD.comm:
+                pid, tid = self._read(self._two, body)
+                name = _text(body[8:])
+                self.processes.comm(pid, tid, name, exec=bool(misc & MISC.comm_exec))
+            case RECORD.fork:
+                pid, parent, tid, parent_tid = self._read(self._four, body)
+                # perf sets the bit in what it tells of processes that were there before.
+                self.processes.fork(pid, tid, parent, parent_tid, bare=bool(misc & MISC.comm_exec))
+            case RECORD.exit:
+                pid, _, tid, _ = self._read(self._four, body)
+                self.processes.exit(pid, tid)
+            case RECORD.lost:
+                self.lost += self._read(self._u64, body[8:])[0]
+            case RECORD.lost_samples:
+                self.lost_samples += self._read(self._u64, body)[0]
+            case RECORD.throttle:
+                self.throttled += 1
+            case _ if kind not in _SKIPPED:
+                self.unknown[kind] = self.unknown.get(kind, 0) + 1
+
+    def _mmap(self, kind: int, misc: int, body: memoryview) -> None:
+        pid, _, start, length, offset = self._read(self._map, body)
+        build_id, at, executable = None, self._map.size, not misc & MISC.mmap_data
+        if kind == RECORD.mmap2:
+            if misc & MISC.mmap_build_id and len(body) >= at + 24:
+                build_id = bytes(body[at + 4 : at + 4 + min(body[at], 20)])
+            protection, _ = self._read(self._two, body[at + 24 :])
+            executable, at = bool(protection & _PROT_EXEC), at + 32
+        end = min(start + length, (1 << 64) - 1)
+        new = Mapped(start, end, offset, _text(body[at:]), build_id)
+        self.processes.map(pid, new, executable)
+
+    def _read(self, struct: Struct, body: memoryview) -> tuple[int, ...]:
+        if len(body) < struct.size:
+            raise _TooShort
+        return struct.unpack_from(body)
+
+
+class _TooShort(Exception):
+    """A record has no room for what its kind has."""
+
+
+def _text(data: memoryview) -> str:
+    return os.fsdecode(bytes(data).partition(b"\0")[0])

@@ -1,0 +1,58 @@
+"""A kernel's list of symbols (/proc/kallsyms) in, the names of its addresses out."""
+
+from __future__ import annotations
+
+import os
+from bisect import bisect_right
+
+from unwind.errors import SourceError
+
+__all__ = ["Kallsyms", "read_kallsyms"]
+
+_CODE = b"tTwWvV"
+_MOST_BYTES = 1 << 28
+
+
+class Kallsyms:
+    """Symbols of code by address; `module` of each, None for those of the kernel proper."""
+
+    def __init__(self, symbols: list[tuple[int, bytes, bytes]]):
+        symbols.sort(key=lambda symbol: symbol[0])
+        self._starts = [start for start, _, _ in symbols]
+        self._names = [(name, module) for _, name, module in symbols]
+
+    def find(self, address: int) -> tuple[str, str | None, int] | None:
+        """The name, the module and the offset of `address`, None below all symbols."""
+        at = bisect_right(self._starts, address) - 1
+        if at < 0:
+            return None
+        name, module = self._names[at]
+        offset = address - self._starts[at]
+        return os.fsdecode(name), os.fsdecode(module) if module else None, offset
+
+
+def read_kallsyms(path: str) -> Kallsyms:
+    """The symbols in a file as /proc/kallsyms is; SourceError where there are none.
+
+    Who may not see the kernel's addresses reads zeroes, which are no symbols.
+    """
+    try:
+        with open(path, "rb") as file:
+            lines = file.read(_MOST_BYTES).splitlines()
+    except OSError as error:
+        raise SourceError((error.strerror or str(error)).lower(), path) from None
+    symbols = []
+    for line in lines:
+        words = line.split(None, 3)
+        if len(words) < 3 or words[1] not in _CODE:
+            continue
+        try:
+            address = int(words[0], 16)
+        except ValueError:
+            continue
+        if address:
+            module = words[3].strip(b"[] ") if len(words) > 3 else b""
+            symbols.append((address, words[2], module))
+    if not symbols:
+        raise SourceError("no kernel symbols with addresses", path)
+    return Kallsyms(symbols)

@@ -1,0 +1,233 @@
+"""What a recording says of processes in; each one's threads and its address space, as of now, out.
+
+fork inherits, exec drops, and what is mapped replaces what was there: perf records no munmap.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_left
+
+from unwind.modules import VDSO
+from unwind.perf.files import CodeFiles
+from unwind.space import AddressSpace, Region
+from unwind.values import Value
+
+__all__ = ["Mapped", "Process", "ProcessSpace", "Processes", "Task"]
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from unwind.architecture import Architecture
+    from unwind.modules import Module
+
+_MOST_DEAD = 1024  # processes that are remembered after their end
+_MOST_PARENTS = 8  # whose run-time code a process is looked for in
+_MOST_MAPPINGS = 65536  # of one process: Linux's vm.max_map_count
+
+
+class Mapped(Value):
+    """[start, end) maps `name` from byte `offset` on, and code may run there."""
+
+    start: int
+    end: int
+    offset: int
+    name: str
+    build_id: bytes | None = None
+
+
+class Task:
+    """One thread under one name. `comm` is None where the recording does not tell it."""
+
+    __slots__ = ("comm", "pid", "process", "tid")
+
+    def __init__(self, process: Process, tid: int, comm: str | None):
+        self.process = process
+        self.pid, self.tid, self.comm = process.pids[0], tid, comm
+
+
+class ProcessSpace(AddressSpace):
+    """The address space of the process pids[0], or one it was forked from: the others."""
+
+    __slots__ = ("pids",)
+
+    pids: tuple[int, ...]
+
+
+class Process:
+    """A process: what code it has mapped, and the AddressSpace made of that.
+
+    `space` is None where a mapping has changed since; `current` makes it anew. A space that a
+    sample may have met is only ever extended. Where something is replaced, or the space is shared
+    since a fork, another one takes its place: so walkers may keep what they know of a space, and
+    the children of a shell share what is known of it.
+    """
+
+    __slots__ = ("_known", "_modules", "_shared", "_tasks", "mapped", "pids", "space")
+
+    def __init__(self, pids: tuple[int, ...], modules: _Modules):
+        self.pids = pids
+        self.space: ProcessSpace | None = None
+        self.mapped: list[Mapped] = []  # by address, without overlap
+        self._modules = modules
+        self._known: ProcessSpace | None = None  # what `space` was before a mapping was added
+        self._shared = False
+        self._tasks: set[int] = set()
+
+    def map(self, new: Mapped | None, start: int, end: int) -> None:
+        """[start, end) is replaced by `new`, by nothing that runs where that is None."""
+        mapped = self.mapped
+        low = bisect_left(mapped, start, key=lambda entry: entry.end - 1)
+        high = low
+        pieces = []
+        while high < len(mapped) and mapped[high].start < end:
+            pieces += _around(mapped[high], start, end)
+            high += 1
+        if new is None and high == low:
+            return
+        if new is not None and high == low + 1 and mapped[low] == new:
+            return
+        if len(mapped) >= _MOST_MAPPINGS:
+            return
+        if high > low:
+            self._known = self.space = None
+        elif self.space is not None:
+            self._known, self.space = self.space, None
+        if new is not None:
+            pieces.append(new)
+            pieces.sort(key=lambda entry: entry.start)
+        self.mapped = [*mapped[:low], *pieces, *mapped[high:]]
+
+    def forked(self, pid: int) -> Process:
+        """A child with the same mappings."""
+        child = Process((pid, *self.pids[:_MOST_PARENTS]), self._modules)
+        child.mapped, child.space, child._known = self.mapped, self.space, self._known
+        self._shared = child._shared = True
+        return child
+
+    def current(self) -> ProcessSpace:
+        """The address space as it is now."""
+        if self.space is not None:
+            return self.space
+        known, mapped = self._known, self.mapped
+        if known is not None and not self._shared:
+            there = {region.start for region in known.regions}
+            added = [entry for entry in mapped if entry.start not in there]
+            known.extend(self._modules.of(added), _regions(added))
+            self.space = known
+        else:
+            arch = self._modules.arch
+            fixed = [Region(a, b, True, name) for a, b, name in arch.fixed_regions]
+            regions = [*_regions(mapped), *fixed]
+            self.space = ProcessSpace(arch, self._modules.of(mapped), regions, complete=False)
+            self.space.pids = self.pids
+            self._shared = False
+        self._known = None
+        return self.space
+
+
+class Processes:
+    """The processes of a recording and their threads, as its records tell of them."""
+
+    def __init__(self, arch: Architecture, files: CodeFiles):
+        self.tasks: dict[int, Task] = {}
+        self.kernel: list[Mapped] = []
+        self.count = 0
+        self._modules = _Modules(arch, files)
+        self._processes: dict[int, Process] = {}
+        self._dead: dict[int, None] = {}  # in the order of their ends
+
+    def task(self, pid: int, tid: int) -> Task:
+        """The thread `tid`, also one that no record told of."""
+        task = self.tasks.get(tid)
+        if task is None or task.pid != pid:
+            leader = self.tasks.get(pid)
+            comm = leader.comm if leader is not None and leader.pid == pid else None
+            task = self._put(self.process(pid), tid, comm)
+        return task
+
+    def process(self, pid: int) -> Process:
+        """The process `pid`, also one that no record told of."""
+        process = self._processes.get(pid)
+        if process is None:
+            process = self._processes[pid] = Process((pid,), self._modules)
+            self.count += 1
+        return process
+
+    def comm(self, pid: int, tid: int, name: str, exec: bool) -> None:
+        """A thread is called `name` from now on; `exec`: because it runs another program."""
+        if exec:
+            self._processes[pid] = Process((pid,), self._modules)
+        self._put(self.process(pid), tid, name)
+
+    def fork(self, pid: int, tid: int, parent_pid: int, parent_tid: int, bare: bool) -> None:
+        """A thread, or with a pid of its own a process, is made; `bare`: without mappings."""
+        parent = self.tasks.get(parent_tid)
+        comm = parent.comm if parent is not None and parent.pid == parent_pid else None
+        if pid != parent_pid:
+            known = self._processes.get(parent_pid)
+            bare = bare or known is None
+            self._processes[pid] = (
+                known.forked(pid) if known and not bare else Process((pid,), self._modules)
+            )
+            self._dead.pop(pid, None)
+            self.count += 1
+        self._put(self.process(pid), tid, comm)
+
+    def exit(self, pid: int, tid: int) -> None:
+        """A thread ends. Samples may still come: what is known of it is kept for a while."""
+        process = self._processes.get(pid)
+        if process is None:
+            return
+        process._tasks.discard(tid)
+        if process._tasks:
+            self.tasks.pop(tid, None) if tid != pid else None
+            return
+        self._dead[pid] = None
+        if len(self._dead) > _MOST_DEAD:
+            oldest = next(iter(self._dead))
+            del self._dead[oldest]
+            self._processes.pop(oldest, None)
+            self.tasks.pop(oldest, None)
+
+    def map(self, pid: int, new: Mapped, executable: bool) -> None:
+        """A process maps something, perhaps over what was there."""
+        if new.end <= new.start:
+            return
+        if pid == 0xFFFF_FFFF:
+            self.kernel.append(new)
+        else:
+            self.process(pid).map(new if executable else None, new.start, new.end)
+
+    def _put(self, process: Process, tid: int, comm: str | None) -> Task:
+        task = self.tasks[tid] = Task(process, tid, comm)
+        process._tasks.add(tid)
+        return task
+
+
+class _Modules:
+    """Makes modules of mappings."""
+
+    def __init__(self, arch: Architecture, files: CodeFiles):
+        self.arch, self.files = arch, files
+
+    def of(self, mapped: list[Mapped]) -> list[Module]:
+        """The modules among what a process has mapped: files, and the vdso."""
+        return [
+            self.files.module(entry.name, entry.start, entry.end, entry.offset, entry.build_id)
+            for entry in mapped
+            if entry.name == VDSO or (entry.name[:1] == "/" and entry.name[:2] != "//")
+        ]
+
+
+def _regions(mapped: list[Mapped]) -> list[Region]:
+    return [Region(entry.start, entry.end, True, entry.name) for entry in mapped]
+
+
+def _around(entry: Mapped, start: int, end: int) -> list[Mapped]:
+    """What is left of a mapping when [start, end) is taken out of it."""
+    left: list[Mapped] = []
+    if entry.start < start:
+        left.append(entry.replace(end=start))
+    if entry.end > end:
+        offset = entry.offset + end - entry.start
+        left.append(entry.replace(start=end, offset=offset))
+    return left

@@ -1,0 +1,90 @@
+"""Samples of a recording in, their stacks out: walked fast where that will do, else exactly."""
+
+from __future__ import annotations
+
+from unwind.fast import FastUnwinder
+from unwind.frames import End, Trust
+from unwind.perf.constants import CONTEXT
+
+__all__ = ["Sampler", "Walked", "split_callchain"]
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from typing import TypeAlias
+
+    from unwind.frames import Stack
+    from unwind.perf.samples import Sample
+    from unwind.profile import How
+    from unwind.snapshot import Snapshot
+    from unwind.unwinder import Unwinder
+
+    # The user's pcs, innermost first; the End; how the frames were found, None: by CFI, all of
+    # them but the innermost; the Stack, where the exact walk was taken.
+    Walked: TypeAlias = tuple[list[int], str, How | None, Stack | None]
+
+_NOTHING: Walked = [], End.OUTERMOST, None, None
+
+
+class Sampler:
+    """Walks samples, at full speed those that need no more than CFI.
+
+    `snapshot` makes of a sample what the exact walk wants.
+    """
+
+    def __init__(self, snapshot: Callable[[Sample], Snapshot], unwinder: Unwinder):
+        self.snapshot = snapshot
+        self.unwinder = unwinder
+        self.fast = FastUnwinder(unwinder)
+
+    def walk(self, sample: Sample) -> Walked:
+        """The user's part of a sample's stack.
+
+        A sample without the user's registers has what the kernel found by frame pointers or in
+        the processor's record of branches, if anything: then the end is `unknown-register`.
+        """
+        space, stack = sample[6], sample[11]
+        if space is None or stack is None:
+            return self._recorded(sample)
+        found = self.fast.sampled(space, sample[7], sample[8], sample[9], sample[10], stack)
+        if found is not None:
+            pcs, end = found
+            trusts = self.fast.trusts(space, pcs)
+            how = None if trusts is None else tuple([(t, n > 0) for n, t in enumerate(trusts)])
+            return pcs, end, how, None
+        whole = self.unwinder.unwind(self.snapshot(sample))
+        frames = whole.frames
+        how = tuple([(frame.trust, frame.called and not frame.signal) for frame in frames])
+        return [frame.pc for frame in frames], whole.end, how, whole
+
+    def detail(self, sample: Sample, walked: Walked) -> str:
+        """One sentence on why a stack ends before its outermost frame."""
+        _, end, _, stack = walked
+        if stack is not None or end == End.OUTERMOST:
+            return stack.detail if stack is not None else ""
+        if sample[6] is None:
+            return "the sample has no registers of a 64-bit user"
+        return self.unwinder.unwind(self.snapshot(sample)).detail
+
+    def _recorded(self, sample: Sample) -> Walked:
+        """What the callchain has of the user's frames."""
+        _, user = split_callchain(sample[5])
+        if not user:
+            return _NOTHING
+        how = tuple([(Trust.RECORDED, n > 0) for n in range(len(user))])
+        return list(user), End.UNKNOWN_REGISTER, how, None
+
+
+def split_callchain(chain: tuple[int, ...]) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """The kernel's addresses and the user's in a callchain, innermost first, without marks."""
+    if not chain:
+        return (), ()
+    kernel: list[int] = []
+    user: list[int] = []
+    into = user
+    for address in chain:
+        if address >= CONTEXT.first:
+            into = user if address == CONTEXT.user else kernel
+        else:
+            into.append(address)
+    return tuple(kernel), tuple(user)
