@@ -155,14 +155,17 @@ class Functions:
         return None if table.orphans else table
 
     def _by_search(self, part: Table) -> Table:
-        """The table of a part, by the jumps into it of the first function found that has any.
+        """The table of a part, by the jumps into it.
 
-        A compiler splits one function at a time, so there is no other.
+        A compiler splits one function at a time, so what jumps into a part is one function. What
+        is only taken for a part may be those of several.
         """
+        told_alone = self._starts.is_told(part.start)
         entries: dict[int, State] = {}
         for sources in self._jumps_into(part):
-            entries = self._entries(part, filter(None, map(self._alone, sources)))
-            if entries:
+            for target, state in self._entries(part, self._around(sources)).items():
+                entries.setdefault(target, state)
+            if entries and told_alone:
                 break
         told, home = self._told.get(part.start), self._home(part)
         if told is not None:
@@ -189,6 +192,15 @@ class Functions:
         code = self._instructions(table.start, table.end)
         found = emulate(self.model, code, {table.start: entry}, callable=False)
         return None if found.odd or found.orphans else found
+
+    def _around(self, vaddrs: Iterable[int]) -> Iterator[Table]:
+        """The tables of the functions around some places, each once."""
+        seen: set[int] = set()
+        for vaddr in vaddrs:
+            found = self._alone(vaddr)
+            if found is not None and found.start not in seen:
+                seen.add(found.start)
+                yield found
 
     def _back(self, part: Table) -> Iterator[Table]:
         """The tables of the functions into whose middle a part jumps: as a rule it is one's."""

@@ -62,6 +62,10 @@ class Starts:
         """Whether what begins there is known as a part of a function."""
         return start in self._parts
 
+    def is_told(self, start: int) -> bool:
+        """Whether something says that a function, or a part, begins there, rather than its code."""
+        return True
+
     def near(self, _vaddr: int, low: int, high: int) -> list[int]:
         """The starts in [low, high), ascending, that are known as well as the one of `vaddr`."""
         return self._starts[bisect_left(self._starts, low) : bisect_left(self._starts, high)]
@@ -93,6 +97,10 @@ class FoundStarts(Starts):
         if start not in self._told_starts and self._told_around(start) is None:
             return self._all().is_part(start)
         return any(".cold" in symbol.name for symbol in self._image.symbols.starting(start))
+
+    def is_told(self, start: int) -> bool:
+        """Whether something says that a function, or a part, begins there, rather than its code."""
+        return start in self._told_starts
 
     def near(self, vaddr: int, low: int, high: int) -> list[int]:
         """The starts in [low, high), ascending, that are known as well as the one of `vaddr`."""
