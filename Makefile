@@ -14,7 +14,7 @@ TIME ?= 60
 TEST = .venv-test/bin/python
 SOURCES := $(shell find unwind/ arch transports bpf share -type f ! -name '*.pyc' 2>/dev/null)
 
-.PHONY: help demo test test-kernel lint bench agreement docs packages clean
+.PHONY: help demo test test-kernel test-pictures lint bench agreement docs packages clean
 .PHONY: oracle oracle-rows oracle-steps oracle-programs oracle-tables oracle-damage fuzz
 .DELETE_ON_ERROR:
 
@@ -30,6 +30,12 @@ test: packages .venv-test/ready  ## run the tests; ARGS="-k name -x" goes to pyt
 test-kernel: packages .venv-test/ready  ## the same under kernels of arm64 and mips, in qemu-system
 	@sh tools/debian-packages.sh qemu-system-arm qemu-system-mips
 	$(TEST) -m tests.kernel $(ARGS)
+
+test-pictures: packages .venv-test/ready  ## profiles in the programs that people look at them with
+	@sh tools/debian-packages.sh chromium fonts-dejavu-core golang-go libdevel-nytprof-perl linux-perf
+	@command -v npm >/dev/null || sh tools/debian-packages.sh npm
+	@npm install --silent --no-audit --no-fund --prefix .pictures speedscope@1.25.0
+	$(TEST) -m pytest tests/pictures.py $(ARGS)
 
 lint: .venv-test/ready  ## ruff and mypy, which `make test` runs as well
 	$(TEST) -m ruff check .
@@ -70,7 +76,7 @@ docs: .venv-test/ready  ## make man pages and completion from the commands' pars
 	$(TEST) -m tools.make_docs
 
 clean:  ## remove the environments and all that was built
-	rm -rf .venv .venv-test .kernels .agreement .fuzz build dist *.egg-info
+	rm -rf .venv .venv-test .kernels .agreement .fuzz .pictures build dist *.egg-info
 	rm -rf .hypothesis .mypy_cache .pytest_cache .ruff_cache .coverage
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 

@@ -7,6 +7,7 @@ pipes, so no other package is needed.
 from __future__ import annotations
 
 import base64
+import fcntl
 import json
 import os
 import select
@@ -30,7 +31,6 @@ class Browser:
         self.messages: list[str] = []
         self._home = tempfile.TemporaryDirectory()
         ours, theirs = os.pipe(), os.pipe()
-        script = f'exec chromium "$@" 3<&{ours[0]} 4>&{theirs[1]}'
         options = [
             *("--headless=new", "--no-sandbox", "--disable-gpu", "--remote-debugging-pipe"),
             *("--no-first-run", "--hide-scrollbars", "--disable-extensions"),
@@ -38,9 +38,18 @@ class Browser:
             *("--allow-file-access-from-files", f"--user-data-dir={self._home.name}"),
             f"--window-size={width},{height}",
         ]
+
+        def connect() -> None:
+            """Chromium reads commands from descriptor 3 and answers on 4."""
+            ends = [fcntl.fcntl(end, fcntl.F_DUPFD, 10) for end in (ours[0], theirs[1])]
+            for number, end in enumerate(ends, 3):
+                os.dup2(end, number)
+                os.close(end)
+
         self._process = subprocess.Popen(
-            ["sh", "-c", script, "sh", *options, "about:blank"],
-            pass_fds=(ours[0], theirs[1]),
+            ["chromium", *options, "about:blank"],
+            preexec_fn=connect,
+            close_fds=False,  # else 3 and 4 as well; Python's others close themselves
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,

@@ -206,9 +206,10 @@
     stage.replaceChildren(...elements);
   }
 
+  const isCurrent = (n) => n === current && (n !== zoomed || document.activeElement === rows);
+
   function marks(n) {
-    const at = n === current && (n !== zoomed || document.activeElement === rows);
-    let marks = at ? " current" : "";
+    let marks = isCurrent(n) ? " current" : "";
     if (wanted) marks += wanted[data.function[n]] ? " match" : " dim";
     return marks;
   }
@@ -325,8 +326,14 @@
     waiting = true;
     requestAnimationFrame(() => { waiting = false; draw(); });
   });
-  rows.addEventListener("focus", draw);
-  rows.addEventListener("blur", draw);
+  // Not drawn anew: a press gives focus, and there is no click on what has gone when it ends.
+  function point() {
+    for (const element of stage.children) {
+      element.classList.toggle("current", isCurrent(Number(element.dataset.node)));
+    }
+  }
+  rows.addEventListener("focus", point);
+  rows.addEventListener("blur", point);
   addEventListener("resize", layout);
 
   function sideways(step) {
