@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from unwind.machine import Instruction
 
 _LONGEST = 500  # instructions
+_SOON = 2e-3
 
 
 def main() -> int:
@@ -42,12 +43,13 @@ def main() -> int:
     parser.add_argument("--count", type=int, default=300, help="so many functions")
     parser.add_argument("--untold", action="store_true", help="without the starts of functions")
     options = parser.parse_args()
-    print(f"{'':24} {'median':>9} {'9 of 10':>9} {'most':>9}  {'again':>9}   (ms)")
+    print(f"{'':24} {'median':>9} {'9 of 10':>9} {'most':>9} {'again':>9}  (ms) {'< 2 ms':>9}")
     for path in options.files:
         first, again = measure(Path(path).read_bytes(), options.count, options.untold)
         shown = [first[len(first) // 2], first[len(first) * 9 // 10], first[-1], again[-1]]
-        cells = "{:9.2f} {:9.2f} {:9.2f}  {:9.3f}".format(*(1e3 * time for time in shown))
-        print(f"{Path(path).name:24} {cells}   {len(first)} functions")
+        cells = "{:9.2f} {:9.2f} {:9.2f} {:9.2f}".format(*(1e3 * time for time in shown))
+        soon = sum(time < _SOON for time in first) / len(first)
+        print(f"{Path(path).name:24} {cells} {soon:15.1%} of {len(first)} functions")
     return 0
 
 
