@@ -114,7 +114,7 @@
   const about = [samples(data.count[0])];
   if (data.unit !== "samples") about.push(amount(data.total[0]));
   about.push(percent(data.complete, data.count[0]) + " with a complete stack");
-  if (data.base) about.push(percent(data.gone, 1) + " of the base is gone");
+  if (data.base) about.push(percent(data.gone, 1) + " of the base lies in other stacks");
   if (data.leftOut) about.push(grouped(data.leftOut) + " frames too small to be drawn");
   const page = make(
     "div", "page",
