@@ -15,11 +15,11 @@ TEST = .venv-test/bin/python
 SOURCES := $(shell find unwind/ arch transports bpf share -type f ! -name '*.pyc' 2>/dev/null)
 
 .PHONY: help demo test test-kernel test-pictures lint bench agreement docs packages clean
-.PHONY: oracle oracle-rows oracle-steps oracle-programs oracle-tables oracle-damage fuzz
+.PHONY: oracle oracle-rows oracle-steps oracle-programs oracle-tables oracle-tables-large oracle-damage fuzz
 .DELETE_ON_ERROR:
 
 help:  ## this list
-	@awk -F ':.*## *' '/^[a-z-]+:.*## / { printf "make %-15s %s\n", $$1, $$2 }' Makefile
+	@awk -F ':.*## *' '/^[a-z-]+:.*## / { printf "make %-19s %s\n", $$1, $$2 }' Makefile
 
 demo: .venv/ready  ## install into .venv, crash a program (or take a core from examples/), unwind it
 	@sh examples/demo.sh .venv/bin/unwind-core
@@ -42,7 +42,7 @@ lint: .venv-test/ready  ## ruff and mypy, which `make test` runs as well
 	$(TEST) -m ruff format --check .
 	$(TEST) -m mypy --strict -p unwind
 
-oracle: oracle-rows oracle-steps oracle-programs oracle-tables oracle-damage  ## all of the oracles, one after another (long)
+oracle: oracle-rows oracle-steps oracle-programs oracle-tables oracle-tables-large oracle-damage  ## all of the oracles, one after another (long)
 
 oracle-rows: packages .venv-test/ready  ## rows and instructions against readelf, all of the machine
 	$(TEST) -m tools.oracle $(ARGS)
@@ -57,6 +57,10 @@ oracle-steps: packages .venv-test/ready  ## programs run one instruction at a ti
 oracle-tables: packages .venv-test/ready  ## rows against the plain model, llvm-dwarfdump, pyelftools
 	@sh tools/debian-packages.sh llvm-19
 	$(TEST) -m tools.tables $(ARGS)
+
+oracle-tables-large: packages .venv-test/ready  ## the same over this machine's large files
+	@sh tools/debian-packages.sh llvm-19
+	$(TEST) -m tools.tables --large $(ARGS)
 
 oracle-damage: packages .venv-test/ready  ## damaged files for gdb, eu-stack, readelf, pyelftools
 	$(TEST) -m tools.readers $(ARGS)

@@ -7,7 +7,8 @@
            └── pyelftools ────────────────┘   counted by kind: its errors are known
 
 `make oracle-tables` runs it over the files of this machine and over Debian's packages for arm64
-and mipsel, which are unpacked below .agreement and not installed. llvm-dwarfdump 14 prints wrong
+and mipsel, which are unpacked below .agreement and not installed; `make oracle-tables-large` over
+the large files of this machine. llvm-dwarfdump 14 prints wrong
 CFAs behind DW_CFA_restore_state; 19 is the first that is known to be right.
 """
 
@@ -63,6 +64,9 @@ PACKAGES = (
 FOREIGN = ("arm64", "mipsel")
 _SHOWN = 3  # differences of one file and reader
 _PYELFTOOLS_SIZE = 1 << 20  # bytes of a file: it opens larger ones in minutes
+
+# Bytes of what is compared in a run of its own: a hundred such files have four rows of five.
+_LARGE = 8 << 20
 
 # A row in words that all readers can be brought to: where it starts, the CFA, the registers.
 Words = tuple[int, str, tuple[tuple[int, str], ...]]
@@ -456,25 +460,35 @@ def tasks(paths: Sequence[str], readelf: bool, every: int) -> list[Task]:
     ]
 
 
+def _of_this_machine(large: bool, every: int) -> list[Task]:
+    """Its large files, or the others; readelf reads them all in `make oracle-rows`."""
+    paths = oracle.elf_files(oracle.PLACES)
+    return tasks(
+        [path for path in paths if (os.path.getsize(path) >= _LARGE) == large], False, every
+    )
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Compare all files of all machines; 0 where nothing differs but pyelftools."""
     parser = argparse.ArgumentParser(prog="python -m tools.tables", description=__doc__)
     parser.add_argument("places", nargs="*", help="files and directories in place of the corpus")
     parser.add_argument("--keep", type=Path, default=ROOT / ".agreement", metavar="DIR")
     parser.add_argument("--jobs", type=int, default=os.cpu_count(), help="processes at once")
+    parser.add_argument("--large", action="store_true", help="this machine's large files alone")
     parser.add_argument("--every", type=int, default=8, help="pyelftools reads one file in so many")
     parser.add_argument("--minutes", type=float, default=28, help="stop then, and say how far")
     options = parser.parse_args(argv)
     limit = time.monotonic() + 60 * options.minutes
-    if options.places:
+    if options.large:
+        corpus = {"x86_64": _of_this_machine(True, options.every)}
+    elif options.places:
         corpus = {"": tasks(oracle.elf_files(options.places), True, options.every)}
     else:
         corpus = {}
         for name in FOREIGN:
             root = fetch(name, PACKAGES, options.keep / "tables" / name)
             corpus[name] = tasks(oracle.elf_files([str(root)]), True, options.every)
-        # readelf reads this machine's files in `make oracle-rows`.
-        corpus["x86_64"] = tasks(oracle.elf_files(oracle.PLACES), False, options.every)
+        corpus["x86_64"] = _of_this_machine(False, options.every)
     bad = 0
     for name, work in corpus.items():
         start, total, done = time.monotonic(), Comparison(), 0
