@@ -21,7 +21,7 @@ SOURCES := $(shell find unwind/ arch transports bpf share -type f ! -name '*.pyc
 help:  ## this list
 	@awk -F ':.*## *' '/^[a-z-]+:.*## / { printf "make %-19s %s\n", $$1, $$2 }' Makefile
 
-demo: .venv/ready  ## install into .venv, crash a program (or take a core from examples/), unwind it
+demo: .venv/ready  ## install into .venv, crash a program (or take one of examples/), unwind it
 	@sh examples/demo.sh .venv/bin/unwind-core
 
 test: packages .venv-test/ready  ## run the tests; ARGS="-k name -x" goes to pytest
