@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from tests import profiles
 from tests.profiles import MAIN
+from unwind.breakdown import Function
 from unwind.call_tree import Node, call_tree, compare, kept
 from unwind.frames import End, Trust
 
@@ -11,7 +12,7 @@ from unwind.frames import End, Trust
 def child(node: Node, *names: str) -> Node:
     """The node at the end of a path."""
     for name in names:
-        [node] = [c for f, c in node.children.items() if f.name == name]
+        [node] = [c for c in node.children.values() if c.function.name == name]
     return node
 
 
@@ -21,7 +22,9 @@ def test_stacks_with_a_common_beginning_are_merged() -> None:
     assert (work.own, work.total, work.count) == (5_000, 35_000, 35)
     leaf = child(work, "work", "leaf")
     assert (leaf.own, leaf.total) == (30_000, 30_000)
-    assert leaf.trusts == {Trust.CFI: 30_000}
+    assert leaf.guessed is None
+    kernel = child(root, "program", "_start", "main", "write", "do_syscall_64")
+    assert kernel.guessed == {Trust.RECORDED: 10_000}
 
 
 def test_totals_are_those_of_the_children_and_their_own() -> None:
@@ -34,8 +37,9 @@ def test_totals_are_those_of_the_children_and_their_own() -> None:
 
 def test_cut_stacks_have_roots_of_their_own() -> None:
     root = call_tree(profiles.small())
-    whole = {f.name for f, node in root.children.items() if not node.cut}
-    cut = {f.name: node for f, node in root.children.items() if node.cut}
+    tops = list(root.children.values())
+    whole = {node.function.name for node in tops if not node.cut}
+    cut = {node.function.name: node for node in tops if node.cut}
     assert whole == {"program", "worker"}
     assert set(cut) == {f"[truncated: {e}]" for e in ("memory-fault", "no-module", "no-row")}
     for name, top in cut.items():
@@ -59,12 +63,11 @@ def test_a_deep_stack_is_no_trouble() -> None:
 
 
 def test_a_comparison_scales_the_base_to_the_same_total() -> None:
-    now = call_tree(
-        profiles.by_hand([(MAIN, "m a", End.OUTERMOST, 6), (MAIN, "m b", "outermost", 2)])
-    )
-    base = call_tree(
-        profiles.by_hand([(MAIN, "m a", End.OUTERMOST, 1), (MAIN, "m c", End.OUTERMOST, 3)])
-    )
+    numbers: dict[Function, int] = {}
+    before = [(MAIN, "m a", End.OUTERMOST, 1), (MAIN, "m c", End.OUTERMOST, 3)]
+    after = [(MAIN, "m a", End.OUTERMOST, 6), (MAIN, "m b", End.OUTERMOST, 2)]
+    base = call_tree(profiles.by_hand(before), numbers)
+    now = call_tree(profiles.by_hand(after), numbers)
     gone = compare(now, base)
     assert gone == 0.75
     m = child(now, "program", "m")
@@ -77,7 +80,13 @@ def test_what_is_kept_hangs_together() -> None:
     root = call_tree(profiles.many())
     nodes = kept(root, limit=500, share=0.0001)
     assert len(nodes) == 500
-    assert root in nodes
-    for _, node in root.walk():
-        if node not in nodes:
-            assert not any(c in nodes for c in node.children.values())
+    assert nodes[0] == (0, root)
+    order = [node for _, node in root.walk()]
+    assert root.size == len(order)
+    chosen = {node for _, node in nodes}
+    assert [node for node in order if node in chosen] == [node for _, node in nodes]
+    lightest = min(node.total for node in chosen)
+    for node in order:
+        if node not in chosen:
+            assert node.total <= lightest
+            assert not any(c in chosen for c in node.children.values())

@@ -93,6 +93,8 @@ def by_function(profile: Profile) -> list[Hot]:
         tuple([numbers.setdefault(function, len(numbers)) for function in frames_of(site)])
         for site in profile.sites
     ]
+    alone = [place[0] for place in places]
+    inlined = {n for n, place in enumerate(places) if len(place) > 1}
     rows = [[0, 0, 0, 0] for _ in numbers]
     for stack in profile.stacks:
         weight, count = stack.weight, stack.count
@@ -100,7 +102,10 @@ def by_function(profile: Profile) -> list[Hot]:
             innermost = rows[places[stack.sites[0]][-1]]
             innermost[0] += weight
             innermost[2] += count
-        for number in {number for site in set(stack.sites) for number in places[site]}:
+        met = set(map(alone.__getitem__, stack.sites))
+        for site in inlined.intersection(stack.sites) if inlined else ():
+            met.update(places[site])
+        for number in met:
             row = rows[number]
             row[1] += weight
             row[3] += count

@@ -7,6 +7,7 @@ belong is not known, and a cut stack among complete ones would make a callee loo
 from __future__ import annotations
 
 from unwind.breakdown import Function, frames_of
+from unwind.frames import Trust
 
 __all__ = ["Node", "call_tree", "compare", "head_of", "kept"]
 
@@ -17,40 +18,51 @@ if TYPE_CHECKING:
     from unwind.profile import Profile, SampledStack
 
 
+# Found as well as can be, or given by the source.
+_SURE = {Trust.CONTEXT, Trust.CFI}
+
+
 class Node:
     """A function in the context of its callers.
 
     `own` is what the stacks that end here weigh, `total` that of all that pass, in the profile's
-    unit; `count` is the latter in samples. `trusts` is how the frames were found: weight by
-    Trust. `base` is what the same node weighs in the profile compared with, scaled.
-    `cut` is the reason below a root of cut stacks, empty elsewhere.
+    unit; `count` is the latter in samples. `guessed` is the weight, by Trust, of frames that were
+    found in another way than by CFI, None where there are none. `base` is what the same node
+    weighs in the profile compared with, scaled. `cut` is the reason below a root of cut stacks,
+    empty elsewhere. `children` are the callees, by the numbers of their functions.
     """
 
-    __slots__ = ("base", "children", "count", "cut", "function", "own", "total", "trusts")
+    __slots__ = ("base", "children", "count", "cut", "function", "guessed", "own", "total")
 
     def __init__(self, function: Function, cut: str = ""):
         self.function = function
         self.cut = cut
         self.own = self.total = self.count = 0
         self.base = 0.0
-        self.trusts: dict[str, int] = {}
-        self.children: dict[Function, Node] = {}
+        self.guessed: dict[str, int] | None = None
+        self.children: dict[int, Node] = {}
 
-    def child(self, function: Function, cut: str = "") -> Node:
-        """The node of a callee, made when it is first asked for."""
-        found = self.children.get(function)
-        if found is None:
-            found = self.children[function] = Node(function, cut or self.cut)
-        return found
+    def walk(self, least: float = 0) -> Iterator[tuple[int, Node]]:
+        """This node and those below it of at least a total, each before its children, in order.
 
-    def walk(self) -> Iterator[tuple[int, Node]]:
-        """This node and all below it with their depths, each before its children, in order."""
+        With their depths: this one's is 0.
+        """
         waiting = [(0, self)]
         while waiting:
             depth, node = waiting.pop()
             yield depth, node
-            below = sorted(node.children.values(), key=_order, reverse=True)
+            below = [child for child in node.children.values() if child.total >= least]
+            below.sort(key=_order, reverse=True)
             waiting += [(depth + 1, child) for child in below]
+
+    @property
+    def size(self) -> int:
+        """The number of nodes, this one counted."""
+        waiting, size = [self], 0
+        while waiting:
+            size += 1
+            waiting += waiting.pop().children.values()
+        return size
 
 
 def head_of(stack: SampledStack, process: bool = True) -> list[Function]:
@@ -62,23 +74,38 @@ def head_of(stack: SampledStack, process: bool = True) -> list[Function]:
     return [*head, Function(stack.thread.comm or "[unknown]", None)] if process else head
 
 
-def call_tree(profile: Profile) -> Node:
-    """The tree of a profile; its root, `all`, has processes and reasons for cuts below it."""
+def call_tree(profile: Profile, numbers: dict[Function, int] | None = None) -> Node:
+    """The tree of a profile; its root, `all`, has processes and reasons for cuts below it.
+
+    Trees that are to be compared share `numbers`, those of functions.
+    """
+    numbers = {} if numbers is None else numbers
+
+    def numbered(function: Function, trust: str = "") -> tuple[int, Function, str]:
+        trust = "" if trust in _SURE else trust
+        return numbers.setdefault(function, len(numbers)), function, trust
+
+    sites = [
+        [numbered(function, site.trust) for function in frames_of(site)] for site in profile.sites
+    ]
     root = Node(Function("all", None))
-    steps = [[(function, site.trust) for function in frames_of(site)] for site in profile.sites]
     for stack in profile.stacks:
         node, weight, count = root, stack.weight, stack.count
         root.total += weight
         root.count += count
         cut = "" if stack.complete else stack.end
-        head = [(function, "") for function in head_of(stack)]
-        for step in (head, *[steps[number] for number in reversed(stack.sites)]):
-            for function, trust in step:
-                node = node.child(function, cut)
+        head = [numbered(function) for function in head_of(stack)]
+        for steps in (head, *[sites[number] for number in reversed(stack.sites)]):
+            for number, function, trust in steps:
+                child = node.children.get(number)
+                if child is None:
+                    child = node.children[number] = Node(function, cut)
+                node = child
                 node.total += weight
                 node.count += count
                 if trust:
-                    node.trusts[trust] = node.trusts.get(trust, 0) + weight
+                    node.guessed = guessed = node.guessed or {}
+                    guessed[trust] = guessed.get(trust, 0) + weight
         node.own += weight
     return root
 
@@ -86,7 +113,8 @@ def call_tree(profile: Profile) -> Node:
 def compare(root: Node, base: Node) -> float:
     """Set `base` of all nodes by another tree, scaled to the same total; the share that is gone.
 
-    Gone is what the other tree has in nodes that this one lacks: 0 to 1 of its weight.
+    Both were built with the same numbers. Gone is what the other tree has in nodes that this one
+    lacks: 0 to 1 of its weight.
     """
     if not base.total:
         return 0.0
@@ -96,8 +124,8 @@ def compare(root: Node, base: Node) -> float:
     while waiting:
         node, other = waiting.pop()
         node.base = other.total * scale
-        for function, child in other.children.items():
-            mine = node.children.get(function)
+        for number, child in other.children.items():
+            mine = node.children.get(number)
             if mine is None:
                 gone += child.total
             else:
@@ -105,15 +133,16 @@ def compare(root: Node, base: Node) -> float:
     return gone / base.total
 
 
-def kept(root: Node, limit: int, share: float) -> set[Node]:
-    """The nodes worth drawing: at most `limit`, each at least `share` of the root's total.
+def kept(root: Node, limit: int, share: float) -> list[tuple[int, Node]]:
+    """What of a walk is worth drawing: at most `limit` nodes, each of a `share` of the root's.
 
     A node weighs no more than its parent, so what is kept hangs together.
     """
-    least = root.total * share
-    found = [(depth, node) for depth, node in root.walk() if node.total >= least]
-    found.sort(key=lambda entry: (-entry[1].total, entry[0]))  # stable: in the order of the walk
-    return {node for _, node in found[:limit]}
+    found = list(root.walk(root.total * share))
+    if len(found) <= limit:
+        return found
+    heaviest = sorted(range(len(found)), key=lambda n: (-found[n][1].total, found[n][0], n))
+    return [found[n] for n in sorted(heaviest[:limit])]
 
 
 def _order(node: Node) -> tuple[object, ...]:

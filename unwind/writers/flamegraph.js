@@ -60,12 +60,14 @@
     lines.push(percent(total, all) + " of all" + caller);
     const counted = data.unit === "samples" ? "" : " in " + samples(data.count[n]);
     lines.push(amount(total) + counted + (own ? ", of it " + amount(own) + " itself" : ""));
-    if (data.trusts[n]) {
-      const found = Object.entries(data.trusts[n]).sort((a, b) => b[1] - a[1]);
-      const sum = found.reduce((so_far, [, weight]) => so_far + weight, 0);
-      lines.push("found by " + found.map(([how, weight]) => how + " " + percent(weight, sum)).join(", "));
+    if (data.guessed[n]) {
+      const ways = Object.entries(data.guessed[n]);
+      const sure = ways.reduce((left, [, weight]) => left - weight, total);
+      if (sure > 0) ways.push(["cfi", sure]);
+      ways.sort((a, b) => b[1] - a[1]);
+      lines.push("found by " + ways.map(([how, weight]) => how + " " + percent(weight, total)).join(", "));
     } else if (file(n)) {
-      lines.push("found by cfi");
+      lines.push(own === total ? "where samples were taken" : "found by cfi");
     }
     if (data.base) {
       const before = data.base[n];

@@ -15,7 +15,6 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from unwind.breakdown import Function
-    from unwind.call_tree import Node
     from unwind.profile import Profile
 
 # What there is no more of than this, and nothing narrower: a picture is 1,000 pixels wide, and a
@@ -34,8 +33,8 @@ class Columns:
     """The nodes of a tree, each before its callees, and what they point to.
 
     `functions` are (name, number of its file or -1, colour, flags). A node has its depth (that of
-    the root is 0), function, weight with and without its callees, and samples; `trusts` how its
-    frames were found, where that is not CFI alone; `base` the scaled weight in the other profile.
+    the root is 0), function, weight with and without its callees, and samples; `guessed` the
+    weight, by Trust, of frames not found by CFI; `base` the scaled weight in the other profile.
     `left_out` is how many nodes were too small to be drawn.
     """
 
@@ -47,7 +46,7 @@ class Columns:
         self.total: list[int] = []
         self.own: list[int] = []
         self.count: list[int] = []
-        self.trusts: dict[int, dict[str, int]] = {}
+        self.guessed: dict[int, dict[str, int]] = {}
         self.base: list[int] | None = None
         self.gone = 0.0
         self.left_out = 0
@@ -55,30 +54,29 @@ class Columns:
 
 def columns(profile: Profile, base: Profile | None = None) -> Columns:
     """The columns for a profile, compared with `base` where one is given."""
-    root = call_tree(profile)
+    numbers: dict[Function, int] = {}
+    root = call_tree(profile, numbers)
     found = Columns()
     if base is not None:
-        found.gone = compare(root, call_tree(base))
+        found.gone = compare(root, call_tree(base, numbers))
         found.base = []
     nodes = kept(root, MOST_NODES, LEAST_SHARE)
-    colours = _colours(root)
+    found.left_out = root.size - len(nodes)
+    colours = _colours(profile)
     found.files = [label(name) for name in colours]
     files = dict(zip(colours, range(len(colours)), strict=True))
-    numbers: dict[tuple[Function, bool], int] = {}
-    for depth, node in root.walk():
-        if node not in nodes:
-            found.left_out += 1
-            continue
+    drawn: dict[tuple[Function, bool], int] = {}
+    for depth, node in nodes:
         function, cut = node.function, bool(node.cut)
-        number = numbers.get((function, cut))
+        number = drawn.get((function, cut))
         if number is None:
-            number = numbers[function, cut] = len(numbers)
+            number = drawn[function, cut] = len(drawn)
             binary = function.binary
             file = -1 if binary is None else files[binary]
             colour = CUT if cut else _colour(function, file)
             found.functions.append((label(function.name), file, colour, function.inlined))
-        if set(node.trusts) - {"cfi", "context"}:
-            found.trusts[len(found.depth)] = dict(sorted(node.trusts.items()))
+        if node.guessed:
+            found.guessed[len(found.depth)] = dict(sorted(node.guessed.items()))
         found.depth.append(depth)
         found.function.append(number)
         found.total.append(node.total)
@@ -100,7 +98,7 @@ def json(profile: Profile, found: Columns, title: str) -> Iterator[str]:
         "complete": sum([stack.count for stack in profile.stacks if stack.complete]),
         "files": found.files,
         "functions": found.functions,
-        "trusts": found.trusts,
+        "guessed": found.guessed,
         "gone": found.gone,
         "leftOut": found.left_out,
         "base": found.base,
@@ -118,12 +116,13 @@ def json(profile: Profile, found: Columns, title: str) -> Iterator[str]:
     yield "}\n"
 
 
-def _colours(root: Node) -> list[str]:
-    """The files of a tree, those in which most was spent first."""
-    own: dict[str, int] = {}
-    for _, node in root.walk():
-        if node.function.binary is not None:
-            own[node.function.binary] = own.get(node.function.binary, 0) + node.own
+def _colours(profile: Profile) -> list[str]:
+    """The files of a profile, those in which most was spent first."""
+    own = {site.binary.name: 0 for site in profile.sites if site.binary is not None}
+    for stack in profile.stacks:
+        binary = profile.sites[stack.sites[0]].binary if stack.sites else None
+        if binary is not None:
+            own[binary.name] += stack.weight
     return sorted(own, key=lambda name: (-own[name], name))
 
 
