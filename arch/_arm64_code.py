@@ -393,17 +393,19 @@ def _jumps_into(code: memoryview, vaddr: int, start: int, end: int) -> Iterator[
 
 def _last_calls(code: memoryview, vaddr: int, ends: Iterable[int]) -> set[int]:
     """Where the BLs lead that stand before some ends, or before NOPs there."""
-    places = [end - vaddr for end in ends if end % 4 == 0 and 4 <= end - vaddr <= len(code)]
-    if not places:
-        return set()
-    first = max(min(places) - _PADDED, 0) & -4
-    words = _all_words(code[first : max(places)])
-    last = [(place - first) // 4 - 1 for place in places]
+    words = _all_words(code)
+    # The words before the ends; then, where those are padding, the ones before them.
+    last = [n for end in ends if 0 <= (n := (end - vaddr) // 4 - 1) < len(words)]
     found: set[int] = set()
     for _ in range(_PADDED // 4):
-        calls = [n for n in last if words[n] >> 26 == 0x25]
-        found.update(vaddr + first + 4 * n + _displacement(words[n], 26) for n in calls)
-        last = [n - 1 for n in last if n > 0 and words[n] in _PADDING]
+        padding = []
+        for n in last:
+            word = words[n]
+            if word >> 26 == 0x25:
+                found.add(vaddr + 4 * n + _displacement(word, 26))
+            elif word in _PADDING and n:
+                padding.append(n - 1)
+        last = padding
     return found
 
 

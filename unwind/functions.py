@@ -226,9 +226,10 @@ class Functions:
             return set()
         for vaddr, code in code_of(self.image):
             if vaddr <= alone.start < vaddr + len(code):
-                low, high = max(vaddr, alone.start - _NEAR), alone.end + _NEAR
-                ends = self._starts.near(alone.start, low, min(high, vaddr + len(code)) + 1)
-                return self.model.last_calls(code, vaddr, ends)
+                low = max(vaddr, alone.start - _NEAR)
+                high = min(vaddr + len(code), alone.end + _NEAR)
+                ends = self._starts.near(alone.start, low, high + 1)
+                return self.model.last_calls(code[low - vaddr : high - vaddr], low, ends)
         return set()
 
     def _entries(self, part: Table, callers: Iterable[Table]) -> dict[int, State]:
