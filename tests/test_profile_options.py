@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import re
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,7 +13,8 @@ import pytest
 
 from tests import profiles
 from tests.profile_readers import Pprof, expected, read_folded
-from unwind.cli.options import Options, parse
+from tests.support import ROOT
+from unwind.cli.options import Options, argument_parser, parse
 from unwind.cli.profiles import (
     add_profile_options,
     profile_wanted,
@@ -127,6 +129,14 @@ def test_a_file_that_failed_is_not_left_behind(
         written("--pprof", "-o", str(path))
     assert path.read_bytes() == b"before"
     assert [name.name for name in tmp_path.iterdir()] == ["profile"]
+
+
+def test_the_page_of_profiles_shows_options_that_there_are() -> None:
+    text = (ROOT / "docs/profiles.md").read_text()
+    shown = set(re.findall(r"unwind-perf [^#\n]*?(--[a-z]+)", text))
+    assert len(shown) >= 5
+    parser = argument_parser("unwind-sample", add_profile_options)
+    assert shown <= set(re.findall(r"--[a-z]+", parser.format_help()))
 
 
 def test_the_recording_is_not_written_over(tmp_path: Path) -> None:
