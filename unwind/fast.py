@@ -6,11 +6,12 @@ import sys
 from _weakref import ref  # what `weakref` wraps, at a tenth of its cost at start-up
 
 from unwind.architecture import pc_register
-from unwind.errors import MemoryFault
+from unwind.dwarf.outlines import ODD, UNDEFINED, UNSAVED, outline
+from unwind.errors import MemoryFault, UnwindError
 from unwind.frames import End, Trace, Trust
 from unwind.memory import view_of
 from unwind.registers import Registers
-from unwind.rules import CfaRegister, Offset, SameValue, Undefined
+from unwind.rules import CfaExpression, CfaRegister
 from unwind.snapshot import Place
 from unwind.unwinder import Step
 
@@ -19,11 +20,17 @@ __all__ = ["FastUnwinder"]
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
+    from typing import TypeAlias
 
+    from unwind.dwarf.outlines import Outline
+    from unwind.image import Image
+    from unwind.lookup import Lookup
     from unwind.rules import Row
     from unwind.snapshot import Snapshot
     from unwind.space import AddressSpace
     from unwind.unwinder import Unwinder
+
+    _Reach: TypeAlias = tuple[int, int, int, Image | None]
 
 # A step is the number of words from this frame's CFA to the caller's. Where calls leave the return
 # address in a register, a function stores it anywhere in its frame: then the lower bits of a step
@@ -32,6 +39,12 @@ _ON_FRAME_POINTER = -1  # the CFA hangs on the frame pointer; its offset is in `
 _OUTERMOST = -2
 _UNUSUAL = -3
 _IN_REGISTER = -4  # frame 0 has not stored the return address; the size is in `leaves`
+_GUESSED = -5  # no CFI leads on from here; the step is in `guesses`
+
+_WORD = 0xFFFF_FFFF_FFFF_FFFF
+_NOWHERE: _Reach = 0, 0, 0, None
+
+_FIRST = 16  # bytes of code from an entry point on, which may hold a call but no second function
 
 _SHIFT = 14
 _BACK = (1 << _SHIFT) - 1
@@ -95,15 +108,18 @@ class FastUnwinder:
         walked = self._walk(pc, cfa, registers, words, start, steps)
         if walked is None or walked[1] != End.OUTERMOST:
             return None
-        return self._checked(snapshot.space, steps, walked[0])
+        found, _, guessed = walked
+        return self._checked(snapshot.space, steps, found, guessed)
 
-    def _checked(self, space: AddressSpace, steps: _Steps, found: list[int]) -> list[int] | None:
+    def _checked(
+        self, space: AddressSpace, steps: _Steps, found: list[int], guessed: bool
+    ) -> list[int] | None:
         """The pcs of return addresses as they lie in memory, None if one is not to be believed."""
         pcs = found
         if not steps.plain:
             strip = self.exact.arch.code_address
             pcs = [found[0], *[strip(word) for word in found[1:]]]
-        if steps.trusts and not self._believes(space, steps, pcs, found):
+        if guessed and not self._believes(space, steps, pcs, found):
             return None
         return pcs
 
@@ -138,26 +154,26 @@ class FastUnwinder:
 
     def sampled(
         self, space: AddressSpace, pc: int, sp: int, fp: int, lr: int, words: memoryview
-    ) -> tuple[list[int], str] | None:
+    ) -> tuple[list[int], str, bool] | None:
         """The pcs and the end of a stack of which `words` from `sp` on are known, and no more.
 
-        So it may end where they do. The words are in the byte order of this machine. None where
-        the exact walk must be taken.
+        So it may end where they do. The words are in the byte order of this machine. The last
+        says whether guesses were needed: then `trusts` tells how the frames were found. None
+        where the exact walk must be taken.
         """
         arch = self.exact.arch
+        if sp % arch.word or not pc or arch.innermost is not pc_register:
+            return None
         steps = self._steps_of(space)
-        if sp % arch.word or arch.innermost is not pc_register or not pc:
-            return None
-        walked = self._walk(pc, 0, {arch.fp: fp, arch.return_address: lr}, words, sp, steps)
-        if walked is None:
-            return None
-        found, end = walked
-        if steps.plain and not steps.trusts:
+        registers = {arch.fp: fp, arch.return_address: lr}
+        walked = self._walk(pc, 0, registers, words, arch.data_address(sp), steps)
+        if walked is None or (steps.plain and not walked[2]):
             return walked
-        pcs = self._checked(space, steps, found)
+        found, end, guessed = walked
+        pcs = self._checked(space, steps, found, guessed)
         if pcs is None or (end != End.OUTERMOST and (pcs[-1], len(pcs) > 1) in steps.trusts):
             return None  # where a guess cannot read its memory, another one may do better
-        return pcs, end
+        return pcs, end, guessed
 
     def _view_above(self, snapshot: Snapshot) -> tuple[int, memoryview] | None:
         """The stack that frame 0 hangs on, where sp itself has run into the guard page below."""
@@ -174,37 +190,49 @@ class FastUnwinder:
         words: memoryview,
         start: int,
         steps: _Steps,
-    ) -> tuple[list[int], str] | None:
+    ) -> tuple[list[int], str, bool] | None:
         """The loop: `cfa` counts words from `start`, from the stack pointer on.
 
         It finds return addresses as they lie in memory, and what is kept of steps goes by them.
-        The end is `outermost`, or `memory-fault` where the stack goes on beyond the words.
+        The end is `outermost`, or `memory-fault` where the stack goes on beyond the words. The
+        last says whether a guess was among the steps.
         """
-        arch, called, plain = self.exact.arch, steps.called.get, steps.plain
+        arch, called, plain, guessed = self.exact.arch, steps.called, steps.plain, False
         found = [pc]
+        append = found.append
         restored, fp = -1, None  # `fp` is the frame pointer of this frame, -1: not yet read
-        step = steps.innermost.get(pc) or self._compile(steps, pc, called=False)
+        step = steps.innermost[pc]
         if step == _IN_REGISTER:
             cfa += steps.leaves[pc]
-            found.append(pc := registers.get(arch.return_address, 0))
-            step = called(pc) or self._compile(steps, pc, called=True)
-        if step > 0 and cfa < 0 and cfa + _index(step, plain) < 0:
+            append(pc := registers.get(arch.return_address, 0))
+            step = called[pc]
+        if cfa < 0 and (step == _GUESSED or cfa + _index(step, plain) < 0 < step):
             return None  # a negative index would wrap
         try:
             while True:
                 if plain:
+                    slot = cfa - 1
                     while step > 0:
-                        cfa += step
-                        found.append(pc := words[cfa - 1])
-                        step = called(pc) or self._compile(steps, pc, called=True)
+                        slot += step
+                        append(pc := words[slot])
+                        step = called[pc]
+                    cfa = slot + 1
                 else:
                     while step > 0:
                         cfa += step >> _SHIFT
-                        found.append(pc := words[cfa - (step & _BACK)])
-                        step = called(pc) or self._compile(steps, pc, called=True)
+                        append(pc := words[cfa - (step & _BACK)])
+                        step = called[pc]
+                if step == _GUESSED:
+                    guessed = True
+                    step = steps.guesses[pc, len(found) > 1]
+                    if step > 0:
+                        cfa += step if plain else step >> _SHIFT
+                        append(pc := words[cfa - (1 if plain else step & _BACK)])
+                        step = called[pc]
+                        continue
                 if step != _ON_FRAME_POINTER:
                     usual = step == _OUTERMOST and len(found) <= self.exact.limit
-                    return (found, End.OUTERMOST) if usual else None
+                    return (found, End.OUTERMOST, guessed) if usual else None
                 if restored < 0:
                     restored, fp = 0, registers.get(arch.fp)
                 fp = self._frame_pointer(steps, found, cfa, restored, fp, words)
@@ -216,17 +244,14 @@ class FastUnwinder:
                 below, cfa = cfa, (address - start) // arch.word
                 if cfa <= max(below, 0) or cfa < back or address % arch.word:
                     return None
-                found.append(pc := words[cfa - back])
-                step = called(pc) or self._compile(steps, pc, called=True)
+                append(pc := words[cfa - back])
+                step = called[pc]
         except IndexError:  # beyond the end of the stack, or of what was saved of it
-            return self._beyond(found, start + cfa * arch.word, steps)
-
-    def _beyond(self, found: list[int], cfa: int, steps: _Steps) -> tuple[list[int], str] | None:
-        """What a walk comes to that leads beyond the words that are known."""
-        space = steps.space()
-        if space is None or len(found) > self.exact.limit or space.find(cfa - 1) is not None:
-            return None
-        return found, End.MEMORY_FAULT
+            if plain and step > 0:
+                cfa = slot + 1
+            if len(found) > self.exact.limit or steps.holds(start + cfa * arch.word - 1):
+                return None
+            return found, End.MEMORY_FAULT, guessed
 
     def _frame_pointer(
         self,
@@ -241,12 +266,15 @@ class FastUnwinder:
 
         `cfa` is that of the frame before it; the steps lead back from there.
         """
-        slots, called, shift = steps.fp_slots.get, steps.called.get, 0 if steps.plain else _SHIFT
+        if len(found) == 1:
+            return fp  # frame 0 has it in the register, wherever it has saved its caller's
+        slots, shift = steps.fp_slots.get, 0 if steps.plain else _SHIFT
         for n in range(len(found) - 2, max(restored, 1) - 1, -1):
             slot = slots(found[n])
             if slot is not None:
                 break
-            cfa -= called(found[n], 0) >> shift
+            step = steps.called[found[n]]
+            cfa -= (steps.guesses[found[n], True] if step == _GUESSED else step) >> shift
         else:
             slot = steps.innermost_fp_slots.get(found[0]) if restored == 0 else None
         if slot is None:
@@ -255,6 +283,7 @@ class FastUnwinder:
         return int(words[at]) if 0 <= at < len(words) else None  # a negative index would wrap
 
     def _steps_of(self, space: AddressSpace) -> _Steps:
+        """What is known of `space`; it goes when the space does: processes come and go."""
         steps = self._spaces.get(id(space))
         if steps is None or steps.generation != space.generation or len(steps.called) > self._limit:
             spaces, key = self._spaces, id(space)
@@ -262,106 +291,202 @@ class FastUnwinder:
             def forget(_: object) -> None:
                 spaces.pop(key, None)
 
-            steps = spaces[key] = _Steps(space, forget)
+            steps = spaces[key] = _Steps(space, self.exact.lookup, forget)
         return steps
-
-    def _compile(self, steps: _Steps, pc: int, called: bool) -> int:
-        """The step out of `pc`, kept for the next time; a pc where no code lies is not kept."""
-        space, arch, key = steps.space(), self.exact.arch, pc
-        assert space is not None, "who walks has the space in hand"
-        lookup_pc = pc
-        if called:
-            lookup_pc, pc = arch.call_before(pc), arch.code_address(pc)
-        module = space.find(lookup_pc)
-        if module is None or module.image is None or not space.executable(pc):
-            return _UNUSUAL
-        vaddr = module.to_vaddr(lookup_pc)
-        nothing = Registers()
-        place = Place(module.image, module, vaddr, pc, space, nothing, _NO_MEMORY, called)
-        trust, row = self.exact.lookup.shared_row(place)
-        step = _UNUSUAL
-        if row is not None:
-            step = steps.pack(row, key, called)
-            if trust != Trust.CFI:
-                steps.trusts[pc, called] = trust
-        (steps.called if called else steps.innermost)[key] = step
-        return step
 
 
 class _Steps:
     """What is known of one address space: the step out of each pc that was met.
 
-    `gone` is called when the space is: processes come and go.
+    `gone` is called when the space is.
     """
 
     __slots__ = (
+        "_packed",
+        "_reach",
         "arch",
         "behind_calls",
         "called",
         "fp_slots",
         "generation",
+        "guesses",
         "innermost",
         "innermost_fp_slots",
         "leaves",
+        "lookup",
         "on_fp",
         "plain",
         "space",
         "trusts",
     )
 
-    def __init__(self, space: AddressSpace, gone: Callable[[object], None]):
+    def __init__(self, space: AddressSpace, lookup: Lookup, gone: Callable[[object], None]):
         self.space = ref(space, gone)
         self.generation = space.generation
+        self.lookup = lookup
         arch = self.arch = space.arch
         # A call leaves the return address right below the CFA, and it is an address and no more.
         self.plain = arch.return_address == arch.pc
-        self.called: dict[int, int] = {}  # by return address
-        self.innermost: dict[int, int] = {}  # by the pc of frame 0, looked up as it is
         # (pc, called): CFA - frame pointer, bytes; words from the return address to the CFA
         self.on_fp: dict[tuple[int, bool], tuple[int, int]] = {}
         self.leaves: dict[int, int] = {}  # by the pc of frame 0: words from sp to the CFA
         self.fp_slots: dict[int, int] = {}  # by return address: words from the CFA
         self.innermost_fp_slots: dict[int, int] = {}  # by the pc of frame 0
-        self.trusts: dict[tuple[int, bool], str] = {}  # (pc, called): of rows that are no CFI
+        self.guesses: dict[tuple[int, bool], int] = {}  # (pc, called): steps that no CFI tells
+        self.trusts: dict[tuple[int, bool], str] = {}  # (code address, called): of those
         self.behind_calls: set[int] = set()  # return addresses that were looked at
+        self._reach = _NOWHERE  # where the last place lay
+        self._packed: dict[Outline, tuple[int, int | None, tuple[int, int]]] = {}
+        self.called = _Compiled(self, True)  # by return address
+        self.innermost = _Compiled(self, False)  # by the pc of frame 0, looked up as it is
 
-    def pack(self, row: Row, pc: int, called: bool) -> int:
-        """A row as a number; this happens here and nowhere else."""
-        arch = self.arch
-        return_address = row.rules.get(row.return_address)
-        if row.signal:
-            return _UNUSUAL
-        match row.rules.get(arch.fp, SameValue()):
-            case Offset(n=n) if n % arch.word == 0:
-                (self.fp_slots if called else self.innermost_fp_slots)[pc] = n // arch.word
-            case SameValue():
-                pass
-            case _:
+    def holds(self, address: int) -> bool:
+        """Whether code is mapped at `address`."""
+        space = self.space()
+        return space is None or space.find(address) is not None
+
+    def compile(self, pc: int, called: bool) -> tuple[int, bool]:
+        """The step out of `pc`, and whether it is to be kept: not where no code lies."""
+        arch, key = self.arch, pc
+        lookup_pc = pc
+        if called:
+            lookup_pc, pc = arch.call_before(pc), arch.code_address(pc)
+        low, high, bias, image = self._reach
+        if not low <= lookup_pc <= pc < high or image is None:
+            self._reach = low, high, bias, image = self._reach_of(lookup_pc, pc)
+            if image is None:
+                return _UNUSUAL, False
+        vaddr = lookup_pc - bias & _WORD
+        known = self.lookup.outline(image, vaddr, called)
+        if known is not None:
+            return self._keep(known, key, called), True
+        if called and self._begins_program(image, vaddr):
+            self.trusts[pc, called] = Trust.EMULATION
+            self.guesses[key, called] = _OUTERMOST
+            return _GUESSED, True
+        space = self.space()
+        assert space is not None, "who walks has the space in hand"
+        module = space.find(lookup_pc)
+        place = Place(image, module, vaddr, pc, space, Registers(), _NO_MEMORY, called)
+        trust, row = self.lookup.shared_row(place)
+        if row is None or row.signal:
+            return _UNUSUAL, True
+        step = self._keep(outline(self._plain(row, pc), arch.fp, arch.sp), key, called)
+        if trust != Trust.CFI and step != _UNUSUAL:
+            self.trusts[pc, called] = trust
+            self.guesses[key, called] = step
+            step = _GUESSED
+        return step, True
+
+    def _reach_of(self, lookup_pc: int, pc: int) -> _Reach:
+        """The code around a place: from where to where, its bias and image; None: no code."""
+        space = self.space()
+        module = space.find(lookup_pc) if space is not None else None
+        if space is None or module is None or module.image is None or not space.executable(pc):
+            return _NOWHERE
+        region, both = space.region(lookup_pc), space.region(pc)
+        if region is None or both is not region or not region.executable:
+            return lookup_pc, pc + 1, module.bias, module.image  # this one place, and no more
+        for start, end in module.ranges:
+            if start <= lookup_pc < end:
+                start, end = max(start, region.start), min(end, region.end)
+                if pc < end:
+                    return start, end, module.bias, module.image
+        return lookup_pc, pc + 1, module.bias, module.image
+
+    def _begins_program(self, image: Image, vaddr: int) -> bool:
+        """Whether the call at `vaddr`, of which no CFI tells, is one of a program's first ones.
+
+        The analysis of the code says so too, and of how far the entry point's function goes. But
+        there is one such place in each recording of a program from its start, the dynamic
+        linker's, and to load the disassembler for it takes as long as a thousand samples.
+        """
+        entry = image.elf.header.entry
+        if not 0 < entry <= vaddr < entry + _FIRST or Trust.EMULATION not in self.lookup.trusts:
+            return False
+        frames = next(iter(image.frame_sections), None)
+        symbol = image.symbols.find(vaddr)
+        try:
+            described = frames is not None and frames.find(vaddr) is not None
+        except UnwindError:
+            return False
+        return not described and (symbol is None or symbol.vaddr <= entry)
+
+    def _plain(self, row: Row, pc: int) -> Row:
+        """The row itself; where its CFA is an expression of the stack pointer, a plain one."""
+        arch, cfa = self.arch, row.cfa
+        if not isinstance(cfa, CfaExpression):
+            return row
+        from unwind.dwarf.expression import distance
+
+        word, order = arch.word, arch.byteorder
+        n = distance(cfa.code, arch.sp, {arch.pc: pc}, _NO_MEMORY, word=word, byteorder=order)
+        plain: Row = row if n is None else row.replace(cfa=CfaRegister(arch.sp, n))
+        return plain
+
+    def _keep(self, row: Outline, pc: int, called: bool) -> int:
+        """The step of a row, with what else is wanted of it kept by its pc."""
+        packed = self._packed.get(row)
+        if packed is None:
+            packed = self._packed[row] = self._pack(row)
+        step, slot, more = packed
+        if slot is not None:
+            (self.fp_slots if called else self.innermost_fp_slots)[pc] = slot
+        if step == _ON_FRAME_POINTER:
+            self.on_fp[pc, called] = more
+        elif step == _IN_REGISTER:
+            if called:
                 return _UNUSUAL
-        match row.cfa, return_address:
-            case CfaRegister(), Undefined():
-                return _OUTERMOST
-            case CfaRegister(number=number, offset=offset), Offset(n=n):
-                back = -n // arch.word
-                if n % arch.word or not 0 < back <= _BACK or arch.sp in row.rules:
-                    return _UNUSUAL
-                if self.plain and back != 1:
-                    return _UNUSUAL
-                if number == arch.fp:
-                    self.on_fp[pc, called] = offset, back
-                    return _ON_FRAME_POINTER
-                size = offset // arch.word
-                if number != arch.sp or offset % arch.word or size < back:
-                    return _UNUSUAL
-                return size if self.plain else size << _SHIFT | back
-            case CfaRegister(number=arch.sp, offset=offset), None:
-                if called or self.plain or offset < 0 or offset % arch.word:
-                    return _UNUSUAL
-                if arch.sp in row.rules:
-                    return _UNUSUAL
-                self.leaves[pc] = offset // arch.word
-                return _IN_REGISTER
-        return _UNUSUAL
+            self.leaves[pc] = more[0]
+        return step
+
+    def _pack(self, row: Outline) -> tuple[int, int | None, tuple[int, int]]:
+        """A row as a number; this happens here and nowhere else.
+
+        Behind the step stand how many words from the CFA the frame pointer is saved, None where
+        it is not, and what `on_fp` and `leaves` hold.
+        """
+        arch, word = self.arch, self.arch.word
+        register, offset, saved_pc, saved_fp, saved_sp = row
+        slot, nothing = None, (0, 0)
+        if saved_fp != UNSAVED:
+            if saved_fp % word:  # UNDEFINED and ODD are such numbers, too
+                return _UNUSUAL, None, nothing
+            slot = saved_fp // word
+        if register == ODD:
+            return _UNUSUAL, slot, nothing
+        if saved_pc == UNDEFINED:
+            return _OUTERMOST, slot, nothing
+        if saved_sp != UNSAVED:
+            return _UNUSUAL, slot, nothing
+        size = offset // word
+        if saved_pc == UNSAVED:
+            if self.plain or offset < 0 or offset % word or register != arch.sp:
+                return _UNUSUAL, slot, nothing
+            return _IN_REGISTER, slot, (size, 0)
+        back = -saved_pc // word
+        if saved_pc % word or not 0 < back <= _BACK or (self.plain and back != 1):
+            return _UNUSUAL, slot, nothing
+        if register == arch.fp:
+            return _ON_FRAME_POINTER, slot, (offset, back)
+        if register != arch.sp or offset % word or size < back:
+            return _UNUSUAL, slot, nothing
+        return size if self.plain else size << _SHIFT | back, slot, nothing
+
+
+class _Compiled(dict[int, int]):
+    """The steps out of pcs, each made when first asked for."""
+
+    __slots__ = ("called", "compile")
+
+    def __init__(self, steps: _Steps, called: bool):
+        self.compile, self.called = steps.compile, called
+
+    def __missing__(self, pc: int) -> int:
+        step, keep = self.compile(pc, self.called)
+        if keep:
+            self[pc] = step
+        return step
 
 
 def _index(step: int, plain: bool) -> int:

@@ -10,6 +10,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
+    from unwind.dwarf.outlines import Outline
     from unwind.image import Image
     from unwind.protocols import RowSource
     from unwind.rules import Row
@@ -24,7 +25,10 @@ class Lookup:
 
     def __init__(self, sources: Iterable[RowSource], limit: int = 200_000):
         self.sources = tuple(sources)
+        self.trusts = frozenset([source.trust for source in self.sources])
         self._limit = limit
+        # Only what is asked first can say what the best row is.
+        self._outline = getattr(self.sources[0], "outline", None) if self.sources else None
         self._known: dict[tuple[RowSource, Image | None, int, bool], Row | NoRow] = {}
 
     def rows_at(self, place: Place) -> Iterator[tuple[str, Row | NoRow]]:
@@ -42,6 +46,10 @@ class Lookup:
             if not isinstance(found, NoRow):
                 return source.trust, found
         return "", None
+
+    def outline(self, image: Image, vaddr: int, called: bool) -> Outline | None:
+        """What `shared_row` comes to, by the way that is short for CFI; None: it must be asked."""
+        return self._outline(image, vaddr, called) if self._outline is not None else None
 
     def _shared(self, source: RowSource, place: Place) -> Row | NoRow:
         key = (source, place.image, place.vaddr, place.called)

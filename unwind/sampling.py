@@ -48,9 +48,11 @@ class Sampler:
             return self._recorded(sample)
         found = self.fast.sampled(space, sample[7], sample[8], sample[9], sample[10], stack)
         if found is not None:
-            pcs, end = found
-            trusts = self.fast.trusts(space, pcs)
-            how = None if trusts is None else tuple([(t, n > 0) for n, t in enumerate(trusts)])
+            pcs, end, guessed = found
+            how: How | None = None
+            if guessed:
+                trusts = self.fast.trusts(space, pcs) or ()
+                how = tuple([(trust, n > 0) for n, trust in enumerate(trusts)])
             return pcs, end, how, None
         whole = self.unwinder.unwind(self.snapshot(sample))
         frames = whole.frames

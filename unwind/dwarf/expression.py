@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from unwind.dwarf.constants import DW_OP, op_name
 from unwind.dwarf.reader import Encoding, Reader
-from unwind.errors import FormatError, UnknownRegister
+from unwind.errors import FormatError, UnknownRegister, UnwindError
 from unwind.values import Value
 
-__all__ = ["OPERANDS", "Operation", "describe", "evaluate", "operations"]
+__all__ = ["OPERANDS", "Operation", "describe", "distance", "evaluate", "operations"]
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -93,6 +93,38 @@ def evaluate(
     if not machine.stack:
         raise _error("nothing is left on the stack", at)
     return machine.stack[-1]
+
+
+def distance(
+    code: bytes,
+    register: int,
+    known: Mapping[int, int],
+    memory: Memory,
+    *,
+    word: int,
+    byteorder: ByteOrder,
+) -> int | None:
+    """The n for which the expression is `register` + n, whatever the register holds, or None.
+
+    `known` are other registers that the n may depend on. So is every entry of a linkage table: its
+    CFA depends on how far the pc has come in it, and on the stack pointer.
+    """
+    last = bytes([DW_OP.plus])
+    if register > 31 or code[:1] != bytes([DW_OP.breg0 + register]) or code[-1:] != last:
+        return None
+    try:
+        first = _operation(code, 0, word, byteorder)
+        between = code[first.end : -1]
+        added = evaluate(between, known, memory, word=word, byteorder=byteorder)
+    except UnwindError:
+        return None
+    try:  # one value is what it must leave, and none be left when that is gone
+        drop = between + bytes([DW_OP.drop])
+        evaluate(drop, known, memory, word=word, byteorder=byteorder)
+    except FormatError:
+        n = first.operands[0] + added & (1 << 8 * word) - 1
+        return n - (n >> 8 * word - 1 << 8 * word)
+    return None
 
 
 def operations(code: bytes, word: int, byteorder: ByteOrder) -> Iterator[Operation]:

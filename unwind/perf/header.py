@@ -28,14 +28,14 @@ _NAMED_EVENT = 2  # PERF_EVENT_UPDATE__NAME
 class Header:
     """What a recording says of itself.
 
-    `data` is the section of the records. `facts` are those of `FEATURE` that are one string;
-    `build_ids` are those of files by the names in mappings. A stream (`perf record -o -`) tells
-    all of this in records: `take` learns from one.
+    `data` is the section of the records, from `begin` on in the file. `facts` are those of
+    `FEATURE` that are one string; `build_ids` are those of files by the names in mappings. A
+    stream (`perf record -o -`) tells all of this in records: `take` learns from one.
     """
 
-    def __init__(self, order: str, data: memoryview, is_stream: bool):
+    def __init__(self, order: str, data: memoryview, begin: int, is_stream: bool):
         self.order = order
-        self.data = data
+        self.data, self.begin = data, begin
         self.is_stream = is_stream
         self.events: list[Event] = []
         self.facts: dict[int, str] = {}
@@ -134,7 +134,7 @@ def read_header(data: memoryview, path: str = "") -> Header:
         raise FormatError("the header is truncated", path or _WHERE, len(data))
     size: int = Struct(order + "Q").unpack_from(data, 8)[0]
     if size == _PIPE_HEADER:
-        return Header(order, data[16:], True)
+        return Header(order, data[16:], 16, True)
     if len(data) < 104 or size < 104:
         raise FormatError("the header is truncated", path or _WHERE, len(data))
     entry, attrs, attrs_size, begin, length = Struct(order + "QQQQQ").unpack_from(data, 16)
@@ -143,7 +143,7 @@ def read_header(data: memoryview, path: str = "") -> Header:
         records, warning = data[begin:], "perf did not finish this recording, or it is truncated"
     else:
         records, warning = data[begin : begin + length], ""
-    header = Header(order, records, False)
+    header = Header(order, records, begin, False)
     if warning:
         header.warnings.append(warning)
     _read_events(header, data, entry, data[attrs : attrs + attrs_size])

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from typing import Any
 
+_WINDOW = 1 << 22  # bytes that are announced at once
 _LARGEST_PIECE = 1 << 26  # bytes that one compressed record, of 64 kB at most, may unpack to
 
 
@@ -22,11 +23,19 @@ class Records:
 
     Iterating gives (kind, misc, buffer, begin, end): the record is buffer[begin:end], its header of
     8 bytes included. A buffer is `data` itself, or what a compressed record held. `complain` gets a
-    sentence on what could not be read; `done` is how many bytes of `data` are behind.
+    sentence on what could not be read; `done` is how many bytes of `data` are behind. `soon` is
+    told which bytes, from where and how many, are read next.
     """
 
-    def __init__(self, data: memoryview, order: str, complain: Callable[[str], None]):
+    def __init__(
+        self,
+        data: memoryview,
+        order: str,
+        complain: Callable[[str], None],
+        soon: Callable[[int, int], None] | None = None,
+    ):
         self.data = data
+        self._soon = soon
         self.order = order
         self.complain = complain
         self.done = 0
@@ -38,7 +47,11 @@ class Records:
     def __iter__(self) -> Iterator[tuple[int, int, memoryview, int, int]]:
         data, header = self.data, self._header
         at, size = 0, len(data)
+        announced = 0 if self._soon is not None else size
         while at + 8 <= size:
+            if at >= announced and self._soon is not None:
+                self._soon(at, _WINDOW)
+                announced = at + _WINDOW
             kind, misc, length = header(data, at)
             end = at + length
             if length < 8 or end > size:

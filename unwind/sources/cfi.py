@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from bisect import bisect_right
+
+from unwind.dwarf.outlines import entry_outline, outlines
 from unwind.dwarf.rows import row_at, rows
 from unwind.errors import FormatError, UnwindError
 from unwind.frames import Trust
@@ -18,6 +21,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from unwind.architecture import Architecture, Trampoline
     from unwind.dwarf.cfi import Fde, FrameSection
+    from unwind.dwarf.outlines import Outline
     from unwind.image import Image
     from unwind.rules import Row
     from unwind.snapshot import Place
@@ -35,8 +39,11 @@ class CfiSource:
         self.call_size = arch.call_size
         self.code_alignment = arch.code_alignment
         self.slot_moves_stack = arch.slot_moves_stack
+        self.fp, self.sp = arch.fp, arch.sp
         self._spent = 0
         self._rows: dict[tuple[FrameSection, int], tuple[Row, ...]] = {}
+        self._outlined: dict[Image, _Outlined] = {}
+        self._outlines_kept = 0
 
     def row(self, place: Place) -> Row | NoRow:
         """The row of the FDE that covers the place; a broken FDE is a failed NoRow."""
@@ -54,6 +61,60 @@ class CfiSource:
             return NoRow(known if image.frame_sections else "the module has no CFI")
         objection = self._objection(row, image, place)
         return NoRow(objection) if objection else row
+
+    def outline(self, image: Image, vaddr: int, called: bool) -> Outline | None:
+        """What the row that `row` gives comes to, at a fraction of its price.
+
+        None where only `row` can tell: whether there is a row, too.
+        """
+        if self.slot_moves_stack is not None or (not called and vaddr % self.code_alignment):
+            return None
+        known = self._outlined.get(image)
+        if known is None:
+            known = self._outlined[image] = _Outlined()
+        n = bisect_right(known.starts, vaddr) - 1
+        if n < 0 or vaddr >= known.entries[n][0]:
+            n = self._read_outlines(known, image, vaddr)
+            if n < 0:
+                return None
+        end, starts, found = known.entries[n]
+        n = bisect_right(starts, vaddr)
+        behind = vaddr + self.call_size
+        if called and (starts[n] if n < len(starts) else end) <= behind:
+            if self._trampoline_at(image, behind, called) is not None:
+                return None
+        return found[n - 1]
+
+    def _read_outlines(self, known: _Outlined, image: Image, vaddr: int) -> int:
+        """The index in `known` of what covers `vaddr`, read now; -1 where there is nothing."""
+        section = next(iter(image.frame_sections), None)
+        search = getattr(section, "search", None)  # what was recorded of a section has none
+        if section is None or search is None or not search.count:
+            return -1
+        try:
+            fde = section.find(vaddr)
+        except UnwindError:
+            return -1
+        if fde is None or fde.cie.signal or len(fde.instructions) > _PLAIN:
+            return -1
+        entry = known.entries_of.get(fde.cie.offset)
+        if entry is None:
+            try:
+                entry = entry_outline(fde.cie, self.fp, self.sp)
+            except FormatError:
+                return -1
+            known.entries_of[fde.cie.offset] = entry
+        read = outlines(fde, self.fp, self.sp, entry)
+        if read is None:
+            return -1
+        if self._outlines_kept >= _MOST_KEPT:
+            self._outlined.clear()
+            self._outlines_kept = 0
+            known = self._outlined[image] = _Outlined()
+        self._outlines_kept += 1
+        # Where another FDE begins within this one, it is the other that counts from there on.
+        inside = search.starts(fde.start + 1, fde.end)
+        return known.add(fde.start, min([fde.end, *inside]), *read)
 
     def _vaddr(self, image: Image, place: Place) -> int:
         """Where to look: for a call, at the call itself.
@@ -100,7 +161,8 @@ class CfiSource:
             # mips's vdso states no rule at all (Linux v6.13 arch/mips/vdso/sigreturn.S). arm64's
             # states x29 and x30 and calls x30 the return address; the row of the trampoline's
             # bytes has the pc, and x30 beside it, which an interrupted leaf needs.
-            known = self._trampoline_at(image, place)
+            behind = place.vaddr + self.call_size if place.called else place.vaddr
+            known = self._trampoline_at(image, behind, place.called)
             if known is not None and known.row.return_address != row.return_address:
                 return "the bytes of the trampoline tell more than its CFI"
             if not row.rules:
@@ -109,15 +171,37 @@ class CfiSource:
             # The FDE ends right before the return address. After a call of a noreturn function
             # that is as it should be; but musl's restorer has no CFI, and the byte before it
             # belongs to whichever function the linker put there.
-            if self._trampoline_at(image, place) is not None:
+            behind = place.vaddr + self.call_size
+            if self._trampoline_at(image, behind, called=True) is not None:
                 return "the return address is a signal trampoline's first byte"
         return ""
 
-    def _trampoline_at(self, image: Image, place: Place) -> Trampoline | None:
-        """The trampoline whose bytes lie at the place's pc."""
-        vaddr = place.vaddr + self.call_size if place.called else place.vaddr
+    def _trampoline_at(self, image: Image, vaddr: int, called: bool) -> Trampoline | None:
+        """The trampoline whose bytes lie at `vaddr`; where that was called into, its first ones."""
         for known in self.trampolines:
-            for entry in (0,) if place.called else known.entries:
+            for entry in (0,) if called else known.entries:
                 if image.at(vaddr - entry, len(known.pattern)) == known.pattern:
                     return known
         return None
+
+
+class _Outlined:
+    """The outlines of an image that were read so far.
+
+    `starts` are where their FDEs start, ascending; the entry beside each has the end, the starts
+    of the rows, and the rows. `entries_of` has what CIEs, by their offsets, begin with.
+    """
+
+    __slots__ = ("entries", "entries_of", "starts")
+
+    def __init__(self) -> None:
+        self.starts: list[int] = []
+        self.entries: list[tuple[int, list[int], list[Outline]]] = []
+        self.entries_of: dict[int, Outline] = {}
+
+    def add(self, start: int, end: int, starts: list[int], found: list[Outline]) -> int:
+        """Keep the outlines of one FDE; their index."""
+        n = bisect_right(self.starts, start)
+        self.starts.insert(n, start)
+        self.entries.insert(n, (end, starts, found))
+        return n

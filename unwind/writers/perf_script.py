@@ -107,6 +107,8 @@ class ScriptWriter:
 
     def _maker(self, space: AddressSpace | None, called: bool) -> Callable[[int], str]:
         """What makes the line of a pc."""
+        if self.fields & _OF_FRAMES == {"ip"}:
+            return lambda pc: f"\t{pc:16x}\n"
         if space is None or not self._is_named:
             return lambda pc: self._line(pc, None)
         return lambda pc: self._line(pc, self._site(space, pc, called))
