@@ -246,7 +246,9 @@ def test_a_comparison_is_coloured_by_what_changed(
     kinds = set(browser.run(f"{FRAMES}.map((e) => e.className.split(' ')[1])"))
     assert {"dp0", "dp4"} <= kinds
     assert not [kind for kind in kinds if re.fullmatch("c[0-9]", kind)]
-    assert "of the base lies in other stacks" in browser.run("document.querySelector('.note').textContent")
+    assert "of the base lies in other stacks" in browser.run(
+        "document.querySelector('.note').textContent"
+    )
 
 
 def test_no_name_becomes_a_script(browser: Browser) -> None:
