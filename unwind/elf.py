@@ -9,7 +9,7 @@ from __future__ import annotations
 from bisect import bisect_right
 from struct import Struct
 
-from unwind.errors import FormatError, MemoryFault, MissingPackage
+from unwind.errors import FormatError, MemoryFault
 from unwind.memory import view_of
 from unwind.values import Value
 
@@ -399,13 +399,15 @@ class Elf:
 
     def _decompress(self, section: Section, kind: int, raw: memoryview, size: int) -> memoryview:
         """gABI 4.1 "Section Compression": ELFCOMPRESS_ZLIB is 1, ELFCOMPRESS_ZSTD 2."""
+        from unwind.compression import inflate, unzstd  # most files have none
+
         where = self._where(section)
         if size > min(_LARGEST, _SMALL + _MOST_SHRUNK * len(raw)):
             raise FormatError(f"{size} bytes when decompressed from {len(raw)}", where)
         if kind == 1:
-            return memoryview(_inflate(raw, size, where))
+            return memoryview(inflate(raw, size, where))
         if kind == 2:
-            return memoryview(_unzstd(raw, size, where))
+            return memoryview(unzstd(raw, size, where))
         raise FormatError(f"compressed by an unknown method, {kind}", where)
 
     def _where(self, section: Section) -> str:
@@ -574,34 +576,3 @@ def _build_id(notes: Iterator[Note]) -> bytes | None:
         if note.type == _NT_GNU_BUILD_ID and note.name == b"GNU" and 0 < len(note.data) <= 64:
             return bytes(note.data)
     return None
-
-
-def _inflate(raw: memoryview, size: int, where: str) -> bytes:
-    """At most `size` bytes; the stream may end before them but must not be damaged."""
-    import zlib
-
-    try:
-        return zlib.decompressobj().decompress(raw, size) if size else b""
-    except zlib.error as error:
-        raise FormatError(f"damaged zlib data: {error}", where) from None
-    except MemoryError:
-        raise FormatError(f"no memory for {size} bytes when decompressed", where) from None
-
-
-def _unzstd(raw: memoryview, size: int, where: str) -> bytes:
-    """As `_inflate`, by the package `zstandard`."""
-    try:
-        import zstandard
-    except ImportError:
-        raise MissingPackage("zstandard", f"reading {where}", "zstd") from None
-    pieces: list[bytes] = []
-    try:
-        with zstandard.ZstdDecompressor().stream_reader(raw) as stream:
-            while size > 0 and (piece := stream.read(min(size, 1 << 20))):
-                pieces.append(piece)
-                size -= len(piece)
-        return b"".join(pieces)
-    except zstandard.ZstdError as error:
-        raise FormatError(f"damaged zstd data: {error}", where) from None
-    except MemoryError:
-        raise FormatError("no memory for what is decompressed", where) from None

@@ -5,7 +5,6 @@ from __future__ import annotations
 from struct import Struct
 
 from unwind.elf import DT, EM, SHT, Elf
-from unwind.errors import FormatError
 from unwind.symtab import SymbolTable, Table
 
 __all__ = ["section_table", "symbols_of"]
@@ -18,7 +17,6 @@ if TYPE_CHECKING:
 
 _EVEN = frozenset({EM.MIPS, EM.ARM})  # where bit 0 of a symbol's value marks the code
 _ODD = bytes(value & 1 for value in range(256))
-_MOST_UNPACKED = 1 << 28  # bytes of .gnu_debugdata when unpacked; libxul's take a tenth
 _LONGEST_CHAIN = 1 << 16  # bytes of one bucket's chain in DT_GNU_HASH
 
 
@@ -40,7 +38,9 @@ def symbols_of(elf: Elf, debug: Callable[[], Elf | None]) -> SymbolTable:
         yield from [section_table(elf, section)] if section is not None else _dynamic_table(elf)
         packed = elf.section(".gnu_debugdata")
         if packed is not None:
-            inner = Elf(_unxz(elf.data(packed)), f"{elf.path}: .gnu_debugdata")
+            from unwind.compression import unxz
+
+            inner = Elf(unxz(elf.data(packed), packed.name), f"{elf.path}: .gnu_debugdata")
             section = _find(inner, SHT.SYMTAB)
             if section is not None:
                 yield section_table(inner, section)
@@ -122,16 +122,3 @@ def _count(elf: Elf, dynamic: dict[int, int]) -> int | None:
     chain = bytes(elf.at(place + 4 * (buckets + last - first), _LONGEST_CHAIN))
     low = chain[0::4] if elf.header.byteorder == "little" else chain[3::4]
     return last + 1 + max(low.translate(_ODD).find(1), 0)
-
-
-def _unxz(packed: memoryview) -> bytes:
-    import lzma
-
-    try:
-        unpacker = lzma.LZMADecompressor(lzma.FORMAT_XZ, memlimit=_MOST_UNPACKED)
-        # Symbol tables shrink to a fifth; what shrinks to a hundredth is not read to its end.
-        return unpacker.decompress(packed, min(_MOST_UNPACKED, (1 << 16) + 100 * len(packed)))
-    except lzma.LZMAError as error:
-        raise FormatError(f"damaged xz data: {error}", ".gnu_debugdata") from None
-    except MemoryError:
-        raise FormatError("no memory for what is decompressed", ".gnu_debugdata") from None
