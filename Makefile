@@ -34,7 +34,8 @@ test-kernel: packages .venv-test/ready  ## the same under kernels of arm64 and m
 test-pictures: packages .venv-test/ready  ## profiles in the programs that people look at them with
 	@sh tools/debian-packages.sh chromium fonts-dejavu-core golang-go libdevel-nytprof-perl linux-perf
 	@command -v npm >/dev/null || sh tools/debian-packages.sh npm
-	@npm install --silent --no-audit --no-fund --prefix .pictures speedscope@1.25.0
+	@npm install --silent --no-audit --no-fund --prefix .pictures \
+		speedscope@1.25.0 @firefox-devtools/profiler-cli@0.10.0
 	$(TEST) -m pytest tests/pictures.py $(ARGS)
 
 lint: .venv-test/ready  ## ruff and mypy, which `make test` runs as well

@@ -9,6 +9,7 @@ from __future__ import annotations
 import base64
 import json
 import re
+from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ from tests.browser import Browser
 from tests.support import ROOT, cannot, need, run
 from unwind.breakdown import by_function
 from unwind.profile import Profile
+from unwind.writers.firefox import firefox
 from unwind.writers.flamegraph import flamegraph_html, flamegraph_svg
 from unwind.writers.folded import folded
 from unwind.writers.labels import label
@@ -28,6 +30,7 @@ from unwind.writers.speedscope import speedscope
 
 HOME = ROOT / ".pictures"
 SPEEDSCOPE = HOME / "node_modules/speedscope/dist/release"
+PROFILER_CLI = HOME / "node_modules/@firefox-devtools/profiler-cli/dist/profiler-cli.js"
 FLAMEGRAPH_PL = Path("/usr/share/perl5/Devel/NYTProf/flamegraph.pl")
 
 MADE: dict[str, Callable[[], Profile]] = {
@@ -64,7 +67,7 @@ def _recorded(where: Path, *options: str) -> Profile:
         cannot(f"perf may not record here: {done.stderr.strip()}")
     fields = "comm,pid,tid,time,event,period,ip,sym,dso,symoff"
     said = run("perf", "script", "-i", data, "--no-inline", "-F", fields)
-    profile = profiles.of_perf_script(said.stdout)
+    profile = profiles.of_perf_script(said.stdout, timed=True)
     assert profile.count > 100
     return profile
 
@@ -319,6 +322,41 @@ def test_speedscope_has_its_schema_kept(named: tuple[str, Profile]) -> None:
     schema = json.loads((SPEEDSCOPE / "file-format-schema.json").read_text())
     document = json.loads("".join(speedscope([named[1]], named[0])))
     jsonschema.validate(document, schema)
+
+
+def test_the_firefox_profiler_counts_the_same(named: tuple[str, Profile], tmp_path: Path) -> None:
+    """profiler-cli is made by the Firefox Profiler's authors, of the same code that loads files."""
+    need("node")
+    if not PROFILER_CLI.exists():
+        cannot(f"{PROFILER_CLI} is missing: make test-pictures installs it")
+    name, profile = named
+    (tmp_path / "profile.json").write_text("".join(firefox(profile, name)))
+
+    def ask(*words: str) -> str:
+        done = run("node", PROFILER_CLI, *words, HOME=str(tmp_path))
+        assert done.returncode == 0, done.stderr + done.stdout
+        return done.stdout
+
+    try:
+        ask("load", str(tmp_path / "profile.json"))
+        about = json.loads(ask("profile", "info", "--json", "--all"))
+        assert about["name"] == name
+        threads = list(dict.fromkeys(stack.thread for stack in profile.stacks))
+        assert about["threadCount"] == max(len(threads), 1)
+        for number, thread in enumerate(threads):
+            mine = profile.select(lambda stack, thread=thread: stack.thread == thread)
+            words = ("--thread", f"t-{number}", "--include-idle", "--limit", "0", "--json")
+            said = json.loads(ask("thread", "functions", *words))
+            assert said["friendlyThreadName"] == label(thread.comm or "")
+            found: Counter[str] = Counter()
+            for row in said["functions"]:
+                found[row["name"]] += round(1e6 * row["selfSamples"])
+            expected: Counter[str] = Counter()
+            for hot in by_function(mine):
+                expected[label(hot.function.name)] += hot.own
+            assert +found == +expected
+    finally:
+        ask("stop", "--all")
 
 
 def test_pprof_prints_the_same_table(named: tuple[str, Profile], tmp_path: Path) -> None:

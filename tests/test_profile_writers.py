@@ -147,9 +147,17 @@ def test_firefox_says_its_version_and_what_the_threads_are() -> None:
     assert heads == [("program", "100", 100, True), ("worker", "100", 101, False)]
     times = [time for thread in document["threads"] for time in thread["samples"]["time"]]
     assert (min(times), max(times), len(times)) == (0, 99, 100)
+    assert meta["sampleUnits"]["threadCPUDelta"] == "ns"
+    taken = [sum(thread["samples"]["threadCPUDelta"]) for thread in document["threads"]]
+    assert taken == [75_000, 25_000]
     [libc] = [lib for lib in document["libs"] if lib["path"] == LIBC.name]
     assert libc["codeId"] == (LIBC.build_id or b"").hex()
     assert libc["breakpadId"] == "1716151419181B1A1C1D1E1F202122230"
+
+
+def test_firefox_gets_a_thread_where_there_is_none() -> None:
+    [thread] = json.loads("".join(firefox(profiles.empty())))["threads"]
+    assert (thread["samples"]["length"], thread["markers"]["length"]) == (0, 0)
 
 
 def test_firefox_marks_kernel_and_cut_frames() -> None:

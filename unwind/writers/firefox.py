@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from unwind.breakdown import frames_of
 from unwind.call_tree import head_of
+from unwind.profile import Thread
 from unwind.version import VERSION
 from unwind.writers.labels import label
 
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from unwind.breakdown import Function
-    from unwind.profile import Binary, Profile, Site, Thread
+    from unwind.profile import Binary, Profile, Site
 
 FORMAT_VERSION = 60
 _GECKO_VERSION = 31  # of the format that Firefox itself writes: nothing here depends on it
@@ -28,6 +29,7 @@ _LIBRARY = 1  # ResourceType.Library
 # What the colours in the timeline stand for; the first grey one is that of everything else.
 _CATEGORIES = (("Other", "grey"), ("User", "blue"), ("Kernel", "orange"), ("Truncated", "magenta"))
 _OTHER, _USER, _KERNEL, _TRUNCATED = range(4)
+_SAMPLE_UNITS = {"time": "ms", "eventDelay": "ms", "threadCPUDelta": "ns"}
 
 
 def firefox(profile: Profile, name: str = "") -> Iterator[str]:
@@ -41,9 +43,14 @@ def firefox(profile: Profile, name: str = "") -> Iterator[str]:
 
     tables = _Tables(profile)
     stacks = tables.stacks()
+    samples = _samples(profile)
+    interval = _interval(profile)
+    last = max([taken[-1][0] for taken in samples.values() if taken], default=0.0)
     meta = {
-        "interval": _interval(profile),
+        "interval": interval,
         "startTime": 0,
+        "profilingStartTime": 0,
+        "profilingEndTime": last + interval,
         "processType": 0,
         "product": label(name) or "unwind",
         "importedFrom": f"unwind {VERSION}",
@@ -55,13 +62,14 @@ def firefox(profile: Profile, name: str = "") -> Iterator[str]:
             for name, colour in _CATEGORIES
         ],
         "markerSchema": [],
+        **({"sampleUnits": _SAMPLE_UNITS} if _is_timed(profile) else {}),
         "symbolicated": True,
         "usesOnlyOneStackType": True,
         "sourceCodeIsNotOnSearchfox": True,
     }
     yield f'{{"meta":{dumps(meta)},\n"libs":{dumps(tables.libs)},\n"threads":['
-    for n, (thread, samples) in enumerate(_samples(profile).items()):
-        yield ("," if n else "") + "\n" + dumps(_thread(profile, thread, samples, stacks))
+    for n, (thread, taken) in enumerate(samples.items()):
+        yield ("," if n else "") + "\n" + dumps(_thread(profile, thread, taken, stacks))
     yield '],\n"shared":{'
     for key, table in tables.shared().items():
         yield f'"{key}":{dumps(table)},\n'
@@ -76,6 +84,8 @@ if TYPE_CHECKING:
 def _samples(profile: Profile) -> dict[Thread, list[_Sample]]:
     """The samples of each thread, in the order of time."""
     found: dict[Thread, list[_Sample]] = {stack.thread: [] for stack in profile.stacks}
+    if not found:  # a document without a thread is one that the profiler does not open
+        return {Thread(None, None, None): []}
     timeline = profile.timeline
     if timeline is None:
         for n, stack in enumerate(profile.stacks):
@@ -86,6 +96,11 @@ def _samples(profile: Profile) -> dict[Thread, list[_Sample]]:
         sample = (round(1000 * (time - start), 6), n, weight)
         found[profile.stacks[n].thread].append(sample)
     return found
+
+
+def _is_timed(profile: Profile) -> bool:
+    """Whether it is known when how much of the processor's time was taken."""
+    return profile.timeline is not None and profile.unit == "nanoseconds"
 
 
 def _interval(profile: Profile) -> float:
@@ -122,6 +137,8 @@ def _thread(
             "time": [time for time, _, _ in samples],
             "weight": weights,
             "weightType": kind,
+            # What a sampler of time weighs is the processor's time since the sample before.
+            **({"threadCPUDelta": [w for _, _, w in samples]} if _is_timed(profile) else {}),
             "length": len(samples),
         },
         "markers": {
