@@ -14,7 +14,7 @@ from tests.profiles import MAIN, PROGRAM, WORKER
 from tests.support import python
 from unwind.arch.x86_64 import ARCH
 from unwind.frames import End, Trust
-from unwind.profile import Counts, Profile, SampledStack, Site, Thread, merged
+from unwind.profile import Binary, Counts, Profile, SampledStack, Site, Thread, merged
 from unwind.space import AddressSpace
 
 Sample = tuple[Thread, tuple[int, ...], str, int, float]
@@ -154,6 +154,21 @@ def test_selected_stacks_bring_their_sites_alone() -> None:
     chosen = profile.select(lambda stack: stack.complete)
     assert [site.vaddr for site in chosen.sites] == [1]
     assert [stack.thread for stack in chosen.stacks] == [MAIN]
+
+
+@pytest.mark.parametrize(
+    ("binary", "label"),
+    [
+        (Binary("/usr/lib/libc.so.6"), "[libc.so.6]"),
+        (Binary("[vdso]"), "[vdso]"),
+        (Binary("/tmp/dir/"), "[/tmp/dir/]"),
+        (None, "[unknown]"),
+    ],
+)
+def test_a_place_without_a_function_is_called_by_its_file(
+    binary: Binary | None, label: str
+) -> None:
+    assert Site(binary, 1).label == label
 
 
 def test_profiles_of_different_events_do_not_add_up() -> None:

@@ -209,6 +209,15 @@ def test_the_summary_says_what_is_hot_and_what_was_cut() -> None:
     ]
 
 
+def test_the_summary_fits_a_terminal() -> None:
+    long = profiles.site_at("std::" * 100)
+    profile = profiles.by_hand([(MAIN, ["main", long], End.OUTERMOST, 1)])
+    wide, narrow = list(summary(profile)), list(summary(profile, width=80))
+    assert max(map(len, wide)) > 500
+    assert max(map(len, narrow)) == 80
+    assert [line for line in narrow if line.endswith("... (program)")]
+
+
 def test_the_summary_of_nothing_says_so() -> None:
     assert list(summary(profiles.empty())) == ["cpu-clock: no samples"]
 

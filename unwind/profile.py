@@ -92,7 +92,8 @@ class Site(Value):
         if self.function is not None:
             return self.function
         if self.binary is not None:
-            return f"[{self.binary.name.rpartition('/')[2] or self.binary.name}]"
+            name = self.binary.name.rpartition("/")[2] or self.binary.name
+            return name if name[:1] == "[" else f"[{name}]"  # as in [vdso]
         return "[unknown]"
 
 

@@ -97,7 +97,7 @@ def _text(options: Options, profiles: Sequence[Profile], title: str) -> Iterator
         from unwind.writers.hottest import summary
 
         for n, profile in enumerate(profiles):
-            for line in ("",) * (n > 0) + tuple(summary(profile, options.top)):
+            for line in ("",) * (n > 0) + tuple(summary(profile, options.top, _columns())):
                 yield f"{line}\n"
 
 
@@ -155,6 +155,14 @@ def _put_bytes(path: str | None, pieces: Iterable[bytes]) -> None:
         if whole and os.path.exists(part):
             os.unlink(part)
         raise
+
+
+def _columns() -> int | None:
+    """How wide the terminal is, None where standard output is none."""
+    try:
+        return os.get_terminal_size(sys.stdout.fileno()).columns
+    except (OSError, ValueError):
+        return None
 
 
 def _count(text: str) -> int:

@@ -16,10 +16,14 @@ if TYPE_CHECKING:
     from unwind.profile import Profile
 
 _PROCESSES = 10
+_SHORTEST = 20  # characters of a function's name, on however narrow a terminal
 
 
-def summary(profile: Profile, top: int = 20) -> Iterator[str]:
-    """The lines of a report: samples, processes, cut stacks, then the `top` hottest functions."""
+def summary(profile: Profile, top: int = 20, width: int | None = None) -> Iterator[str]:
+    """The lines of a report: samples, processes, cut stacks, then the `top` hottest functions.
+
+    Names of functions are cut so that the table is no wider than `width`.
+    """
     count, weight = profile.count, profile.weight
     event = label(profile.event)
     if not count:
@@ -51,10 +55,10 @@ def summary(profile: Profile, top: int = 20) -> Iterator[str]:
         if cut.detail:
             yield f"  {'':>7}     as in: {label(cut.detail)}"
     yield ""
-    yield from hottest(profile, by_function(profile)[:top])
+    yield from hottest(profile, by_function(profile)[:top], width)
 
 
-def hottest(profile: Profile, rows: Sequence[Hot]) -> Iterator[str]:
+def hottest(profile: Profile, rows: Sequence[Hot], width: int | None = None) -> Iterator[str]:
     """A table of functions: what they took themselves, and with what they called."""
     weight = profile.weight
     yield f"  {'self':>7}  {'total':>7}  {'self':>10}  function"
@@ -64,7 +68,12 @@ def hottest(profile: Profile, rows: Sequence[Hot]) -> Iterator[str]:
         what = [label(binary)] if binary else []
         what += ["kernel"] * function.kernel + ["inlined"] * function.inlined
         where = f" ({', '.join(what)})" if what else ""
-        yield (
+        figures = (
             f"  {share(hot.own, weight):>7}  {share(hot.total, weight):>7}  "
-            f"{amount(hot.own, profile.unit):>10}  {label(function.name)}{where}"
+            f"{amount(hot.own, profile.unit):>10}  "
         )
+        name = label(function.name)
+        if width is not None:
+            room = max(width - len(figures) - len(where), _SHORTEST)
+            name = name if len(name) <= room else name[: room - 3] + "..."
+        yield f"{figures}{name}{where}"
