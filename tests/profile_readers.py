@@ -124,7 +124,8 @@ class Pprof:
         if 2 not in fields_of:
             return ["[unknown]"]
         path = self.strings[self.mappings[fields_of[2][0]][5][0]]
-        return [f"[{path.rpartition('/')[2]}]"]
+        name = path.rpartition("/")[2] or path
+        return [name if name.startswith("[") else f"[{name}]"]
 
     def labels(self, sample: dict[int, list[Any]]) -> dict[str, object]:
         """The labels of a sample."""
@@ -146,7 +147,7 @@ def _packed(data: bytes) -> Iterator[int]:
 
 
 def read_firefox(text: str) -> dict[str, Stacks]:
-    """The stacks of each thread, by its name and tid, once all tables are found to be sound."""
+    """The stacks of each thread, by pid, tid and name, once all tables are found to be sound."""
     document = json.loads(text)
     shared = document["shared"]
     strings, libs = shared["stringArray"], document["libs"]
@@ -177,7 +178,7 @@ def read_firefox(text: str) -> dict[str, Stacks]:
         samples = thread["samples"]
         assert samples["time"] == sorted(samples["time"])
         weights = samples["weight"] or [1] * samples["length"]
-        mine = found[f"{thread['name']} {thread['tid']}"] = Stacks()
+        mine = found.setdefault(f"{thread['pid']} {thread['tid']} {thread['name']}", Stacks())
         for at, weight in zip(samples["stack"], weights, strict=True):
             path = []
             while at is not None:

@@ -7,6 +7,8 @@ import random
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
+from hypothesis import strategies as st
+
 from unwind.arch.x86_64 import ARCH
 from unwind.files import Files
 from unwind.frames import End, Trust
@@ -193,3 +195,24 @@ def of_perf_script(text: str, timed: bool = False) -> Profile:
             time=float(time.rstrip(":")),
         )
     return counts.profile()
+
+
+@st.composite
+def any_profile(draw: st.DrawFn) -> Profile:
+    """A few stacks of functions, files and processes with any names whatever."""
+    names = st.text(st.characters(codec=None), min_size=1, max_size=8)
+    threads = st.builds(Thread, st.integers(0, 3), st.integers(0, 9), names)
+    binaries = st.none() | st.builds(Binary, names, st.none() | st.binary(max_size=20))
+    sites = st.builds(
+        Site,
+        binaries,
+        st.integers(0, (1 << 64) - 1),
+        st.none() | names,
+        st.integers(0, 0xFFFF),
+        st.sampled_from([Trust.CFI, Trust.SCAN]),
+        st.booleans(),
+        st.lists(names, max_size=2).map(tuple),
+    )
+    ends = st.sampled_from([End.OUTERMOST, End.NO_ROW])
+    stacks = st.tuples(threads, st.lists(sites, max_size=4), ends, st.integers(1, 5))
+    return by_hand(draw(st.lists(stacks, max_size=5)), timed=draw(st.booleans()))

@@ -8,11 +8,13 @@ from __future__ import annotations
 import gzip
 import json
 import subprocess
+import xml.etree.ElementTree as ElementTree
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from hypothesis import assume, given
 
 from tests import profiles
 from tests.profile_readers import (
@@ -29,6 +31,7 @@ from unwind.frames import End
 from unwind.profile import Profile, Site
 from unwind.writers.amounts import amount, share
 from unwind.writers.firefox import FORMAT_VERSION, firefox
+from unwind.writers.flamegraph import flamegraph_html, flamegraph_svg
 from unwind.writers.folded import folded
 from unwind.writers.hottest import summary
 from unwind.writers.labels import LONGEST, label
@@ -178,6 +181,29 @@ def test_firefox_marks_kernel_and_cut_frames() -> None:
         "leaf",
     }
     assert ("leaf", "User") in found
+
+
+@given(profiles.any_profile())
+def test_any_names_come_through_every_format(profile: Profile) -> None:
+    whole, alone = expected(profile, process=True), expected(profile, process=False)
+    text = lines(profile)
+    assume("\\x3b" not in "".join(name for path in whole for name in path))
+    assert read_folded(text) == whole
+    assert text.count("\n") == len(whole)
+    [first, *_] = read_speedscope("".join(speedscope([profile]))).values()
+    assert first == whole
+    assert Pprof(b"".join(pprof(profile))).stacks(1) == alone
+    found: Stacks = Counter()
+    for stacks in read_firefox("".join(firefox(profile))).values():
+        found.update({path: round(1e6 * weight) for path, weight in stacks.items()})
+    assert found == alone
+    root = ElementTree.fromstring("".join(flamegraph_svg(profile)))
+    [numbers] = [one.text for one in root.iter() if one.get("type") == "application/json"]
+    page = "".join(flamegraph_html(profile))
+    assert json.loads(page.partition(' id="profile">')[2].partition("</script>")[0]) == json.loads(
+        numbers or ""
+    )
+    assert all(line.isprintable() for line in summary(profile))
 
 
 @pytest.mark.parametrize("name", profiles.HOSTILE)

@@ -169,7 +169,8 @@ class _Encoder:
             parts.append(_field(_Location.mapping_id, mappings[site.binary][0]))
         parts.append(_field(_Location.address, site.lookup_vaddr))
         # Innermost first: the last line is the function that the others are inlined into.
-        for function in reversed(list(frames_of(site))) if site.function is not None else ():
+        known = site.function is not None or site.inlined
+        for function in reversed(list(frames_of(site))) if known else ():
             line = _field(_Line.function_id, self._function(function))
             parts.append(_field(_Location.line, line))
         self._new.append(_field(_Profile.location, b"".join(parts)))
