@@ -28,8 +28,8 @@ def samples() -> st.SearchStrategy[list[Sample]]:
     return st.lists(st.tuples(threads, pcs, ends, st.integers(0, 9), times), max_size=20)
 
 
-def counted(found: list[Sample], timed: bool = False) -> Profile:
-    counts = Counts("e", "samples", _site, timed=timed)
+def counted(found: list[Sample], timed: bool = False, limit: int = 20_000) -> Profile:
+    counts = Counts("e", "samples", _site, timed=timed, limit=limit)
     space = AddressSpace(ARCH, [])
     for thread, pcs, end, weight, time in found:
         counts.add(counts.table(space, thread), pcs, end, weight, detail=f"{weight}", time=time)
@@ -92,17 +92,23 @@ def test_the_timeline_has_every_sample_in_the_order_of_time(found: list[Sample])
     assert sorted(seen, key=str) == sorted([(s[0], len(s[1]), s[3], s[4]) for s in found], key=str)
 
 
-def test_each_pc_is_named_once_also_where_threads_share_it() -> None:
+@given(samples(), st.integers(1, 9))
+def test_it_does_not_matter_when_stacks_are_named(found: list[Sample], limit: int) -> None:
+    assert counted(found, timed=True, limit=limit) == counted(found, timed=True)
+
+
+@pytest.mark.parametrize("limit", [1, 20_000])
+def test_each_pc_is_named_once_also_where_threads_share_it(limit: int) -> None:
     asked = []
 
     def site(space: AddressSpace, pc: int, called: bool) -> Site:
         asked.append((pc, called))
         return _site(space, pc, called)
 
-    counts, space = Counts("e", "samples", site), AddressSpace(ARCH, [])
+    counts, space = Counts("e", "samples", site, limit=limit), AddressSpace(ARCH, [])
     for thread in (MAIN, WORKER):
-        for _ in range(3):
-            counts.add(counts.table(space, thread), (1, 2, 3, 2), End.OUTERMOST)
+        for last in (2, 3, 2):
+            counts.add(counts.table(space, thread), (1, 2, 3, last), End.OUTERMOST)
     counts.profile()
     assert asked == [(1, False), (2, True), (3, True)]
 

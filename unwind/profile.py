@@ -187,8 +187,9 @@ class Counts:
     kernel. How a site's frame was found is set here. With `timed` every sample's time is kept, at
     24 bytes each.
 
-    Names are looked up once: in `settle`, which must be called before a mapping of the space is
-    replaced or taken away, or in `profile`. A space that is settled may be forgotten.
+    Names are looked up once, late: in `settle`, which must be called before a mapping of the space
+    is replaced or taken away, or in `profile`. Where more than `limit` stacks wait for their names,
+    all are named, since named ones take a tenth of the memory.
     """
 
     def __init__(
@@ -198,6 +199,7 @@ class Counts:
         site: Callable[[AddressSpace, int, bool], Site],
         kernel_site: Callable[[int, bool], Site] | None = None,
         timed: bool = False,
+        limit: int = 20_000,
     ):
         self.event = event
         self.unit = unit
@@ -208,8 +210,11 @@ class Counts:
         number = self._gathering.number
         self._interrupted = _Numbers(lambda pc: number(_in_kernel(name(pc, False), False)))
         self._kernel_callers = _Numbers(lambda pc: number(_in_kernel(name(pc, True), True)))
-        self._settled: dict[int, int] = {}  # number of a raw tally -> that of the named one
+        self._named: dict[AddressSpace, dict[tuple[str, bool], _Numbers]] = {}
+        self._limit = limit
+        self._waiting = 0  # stacks without names
         self._made = 0
+        self._settled: list[int] = []  # for each of `_made`: the number of its named tally
         self._times: tuple[array[float], array[int], array[int]] | None = None
         if timed:
             from array import array  # 0.8 ms, with the collections that it loads
@@ -244,8 +249,11 @@ class Counts:
         key = (pcs, end, how, kernel)
         tally = table.get(key)
         if tally is None:
+            if self._waiting >= self._limit:
+                self._name_all()
             tally = table[key] = Tally(self._made)
             self._made += 1
+            self._waiting += 1
         tally.count += 1
         tally.weight += weight
         if detail and (not tally.detail or detail < tally.detail):
@@ -275,31 +283,9 @@ class Counts:
             self.add(table, pcs, stack.end, weight, how, kernel, stack.detail, time)
 
     def settle(self, space: AddressSpace) -> None:
-        """Name what was counted of `space` so far; its tables are empty after."""
-        site, number = self._site, self._gathering.number
-
-        def named(trust: str, called: bool) -> _Numbers:
-            return _Numbers(lambda pc: number(_found(site(space, pc, called), trust, called)))
-
-        innermost, callers = named(Trust.CONTEXT, False), named(Trust.CFI, True)
-        others = {(Trust.CONTEXT, False): innermost, (Trust.CFI, True): callers}
-        for thread, table in self._tables.get(space, {}).items():
-            for (pcs, end, how, kernel), tally in table.items():
-                sites = [*map(self._interrupted.__getitem__, kernel[:1])]
-                sites += map(self._kernel_callers.__getitem__, kernel[1:])
-                if how is None:
-                    sites += map(innermost.__getitem__, pcs[:1])
-                    sites += map(callers.__getitem__, pcs[1:])
-                else:
-                    for pc, found in zip(pcs, how, strict=True):
-                        if found not in others:
-                            others[found] = named(*found)
-                        sites.append(others[found][pc])
-                whole = self._gathering.tally(thread, tuple(sites), end)
-                whole.take(tally.count, tally.weight, tally.detail)
-                if self._times is not None:
-                    self._settled[tally.number] = whole.number
-            table.clear()
+        """Name what was counted of `space` so far, and forget what lies where in it."""
+        self._name(space)
+        self._named.pop(space, None)
 
     def forget(self, space: AddressSpace) -> None:
         """Settle a space whose process has gone, and hold it no longer."""
@@ -308,14 +294,48 @@ class Counts:
 
     def profile(self) -> Profile:
         """All that was counted so far, named."""
-        for space in self._tables:
-            self.settle(space)
+        self._name_all()
         times = self._times
         if times is None:
             return self._gathering.profile(self.event, self.unit)
         settled = self._settled
         samples = ((t, settled[n], w) for t, n, w in zip(*times, strict=True))
         return self._gathering.profile(self.event, self.unit, samples)
+
+    def _name_all(self) -> None:
+        for space in self._tables:
+            self._name(space)
+        self._waiting = 0
+
+    def _name(self, space: AddressSpace) -> None:
+        """Move what waits in the tables of a space to where stacks have names."""
+        self._settled += [-1] * (self._made - len(self._settled) if self._times else 0)
+        known = self._named.setdefault(space, {})
+
+        def numbers(trust: str, called: bool) -> _Numbers:
+            found = known.get((trust, called))
+            if found is None:
+                site, number = self._site, self._gathering.number
+                found = known[trust, called] = _Numbers(
+                    lambda pc: number(_found(site(space, pc, called), trust, called))
+                )
+            return found
+
+        innermost, callers = numbers(Trust.CONTEXT, False), numbers(Trust.CFI, True)
+        for thread, table in self._tables.get(space, {}).items():
+            for (pcs, end, how, kernel), tally in table.items():
+                sites = [*map(self._interrupted.__getitem__, kernel[:1])]
+                sites += map(self._kernel_callers.__getitem__, kernel[1:])
+                if how is None:
+                    sites += map(innermost.__getitem__, pcs[:1])
+                    sites += map(callers.__getitem__, pcs[1:])
+                else:
+                    sites += [numbers(*way)[pc] for pc, way in zip(pcs, how, strict=True)]
+                whole = self._gathering.tally(thread, tuple(sites), end)
+                whole.take(tally.count, tally.weight, tally.detail)
+                if self._times is not None:
+                    self._settled[tally.number] = whole.number
+            table.clear()
 
 
 def merged(profiles: Iterable[Profile]) -> Profile:
