@@ -9,10 +9,12 @@ from __future__ import annotations
 import re
 import subprocess
 from collections.abc import Iterator, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
 from tests.support import cannot, need, run
+from unwind.elf import PT
 from unwind.files import Files
 from unwind.frames import End
 from unwind.sampling import Sampler, split_callchain
@@ -35,6 +37,8 @@ class Ours:
     frames: tuple[tuple[str, int], ...]
     end: str
     trusts: tuple[str, ...] | None = None
+    last_word: bool = False
+    """Whether the return address that led to the last frame is the last word perf copied."""
 
 
 @dataclass(frozen=True)
@@ -50,14 +54,24 @@ class Theirs:
 
 
 def record(
-    output: Path, *command: str | Path, options: Sequence[str] = (), dump: int = 8192
+    output: Path,
+    *command: str | Path,
+    options: Sequence[str] = (),
+    dump: int = 8192,
+    graph: str = "",
+    stream: bool = False,
 ) -> Path:
-    """A recording of `command`; the test is skipped where recording is not permitted."""
+    """A recording of `command`; the test is skipped where recording is not permitted.
+
+    `stream`: as perf writes it into a pipe.
+    """
     need("perf")
     argv = ["perf", "record", "-q", "-e", "cpu-clock:u", "-F", "2000"]
-    argv += ["--call-graph", f"dwarf,{dump}", *options, "-o", str(output), "--"]
-    done = run(*argv, *command, timeout=60)
-    if done.returncode != 0 and not output.exists():
+    argv += ["--call-graph", graph or f"dwarf,{dump}", *options]
+    argv += ["-o", "-" if stream else str(output), "--", *map(str, command)]
+    with output.open("wb") if stream else nullcontext(subprocess.DEVNULL) as out:
+        done = subprocess.run(argv, stdout=out, stderr=subprocess.PIPE, text=True, timeout=60)
+    if "permitted" in done.stderr or "permission" in done.stderr:
         cannot(f"perf may not record here: {done.stderr.strip()[-200:]}")
     assert done.returncode == 0, done.stderr
     return output
@@ -73,9 +87,9 @@ def build(directory: Path, source: str, *flags: str, name: str = "program") -> P
     return made
 
 
-def our_stacks(path: Path) -> list[Ours]:
-    """Every sample of a recording, walked."""
-    with Files() as files, TRANSPORT.open(str(path), files) as source:
+def our_stacks(path: Path, modules: dict[str, str] | None = None) -> list[Ours]:
+    """Every sample of a recording, walked; `modules` are files in place of recorded ones."""
+    with Files(module_map=modules) as files, TRANSPORT.open(str(path), files) as source:
         sampler = Sampler(source.snapshot, Unwinder(source.arch))
         found = []
         for sample in source.samples():
@@ -84,13 +98,13 @@ def our_stacks(path: Path) -> list[Ours]:
             frames = []
             for n, pc in enumerate(pcs):
                 called = n > 0 if how is None else how[n][1]
-                module = space.find(pc - called) if space is not None else None
+                module = space.find(pc - called)
                 if module is None:
                     frames.append(("", pc - called))
                     continue
                 vaddr, offset = module.to_vaddr(pc - called), pc - called
                 for row in module.image.elf.program_rows if module.image is not None else ():
-                    if row[0] == 1 and row[3] <= vaddr < row[3] + row[4]:
+                    if row[0] == PT.LOAD and row[3] <= vaddr < row[3] + row[4]:
                         offset = vaddr - row[3] + row[2]
                 frames.append((module.name, offset))
             task = sample[0]
@@ -107,6 +121,7 @@ def our_stacks(path: Path) -> list[Ours]:
                     tuple(frames),
                     end,
                     trusts,
+                    bool(pcs and sample[11] and sample[11][-1] == pcs[-1]),
                 )
             )
         return found

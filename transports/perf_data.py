@@ -75,7 +75,7 @@ class PerfSource(Source):
     def snapshots(self) -> Iterator[Snapshot]:
         """Each sample that has registers of the user, in the order of time."""
         for sample in self.samples():
-            if sample[6] is not None:
+            if sample[11] is not None:
                 yield self.snapshot(sample)
 
     def samples(self) -> Iterator[Sample]:
@@ -109,13 +109,14 @@ class PerfSource(Source):
                 task = tasks.get(tid)
                 if task is None or task.pid != pid:
                     task = of_task(pid, tid)
-                who = task, time, event, cpu, period or event.period, chain
+                space = task.process.space or task.process.current()
+                who = task, time, event, cpu, period or event.period, chain, space
                 start = here + reader.size
                 values = reader.registers(data, here) if reader.usable and start <= end else (0,)
                 if values[0] <= ABI_32 and (narrow is False or values[0] == 0):
                     if values[0]:
                         self._skip("a 32-bit task")
-                    yield *who, None, 0, 0, 0, 0, None, (data, at, end, here)
+                    yield *who, 0, 0, 0, 0, None, (data, at, end, here)
                     continue
                 stop = start + (values[-1] or 0)
                 if stop + 8 <= end and stop > start:
@@ -128,15 +129,14 @@ class PerfSource(Source):
                     stack = words[start >> 3 : stop >> 3]
                 else:
                     stack = self._words(data[start:stop])
-                space = task.process.space or task.process.current()
                 pc, sp, fp = values[reader.pc], values[reader.sp], values[reader.fp]
                 place = data, at, end, here
-                yield *who, space, pc, sp, fp, values[reader.lr], stack, place
+                yield *who, pc, sp, fp, values[reader.lr], stack, place
 
     def snapshot(self, sample: Sample) -> Snapshot:
         """A sample as the exact walk wants it; SourceError where it has no registers."""
         task, time, event, space = sample[0], sample[1], sample[2], sample[6]
-        if space is None:
+        if sample[11] is None:
             raise SourceError("the sample has no registers of the user", self.path)
         data, at, end, here = sample[-1]
         reader = self._reader(data, at, end)

@@ -44,7 +44,7 @@ class Sampler:
         the processor's record of branches, if anything: then the end is `unknown-register`.
         """
         space, stack = sample[6], sample[11]
-        if space is None or stack is None:
+        if stack is None:
             return self._recorded(sample)
         found = self.fast.sampled(space, sample[7], sample[8], sample[9], sample[10], stack)
         if found is not None:
@@ -64,7 +64,7 @@ class Sampler:
         _, end, _, stack = walked
         if stack is not None or end == End.OUTERMOST:
             return stack.detail if stack is not None else ""
-        if sample[6] is None:
+        if sample[11] is None:
             return "the sample has no registers of a 64-bit user"
         return self.unwinder.unwind(self.snapshot(sample)).detail
 

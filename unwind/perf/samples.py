@@ -26,12 +26,12 @@ if TYPE_CHECKING:
         int | None,  # the processor
         int,  # the weight
         tuple[int, ...],  # the callchain as it was recorded, with its marks
-        AddressSpace | None,  # None where there are no registers of the user
+        AddressSpace,
         int,  # pc, and so on: 0 where they are not among the registers
         int,  # sp
         int,  # fp
         int,  # link register
-        memoryview | None,  # the words of the stack, from sp on
+        memoryview | None,  # the words of the stack, from sp on; None without registers of the user
         tuple[memoryview, int, int, int],  # the record: buffer, begin, end, its registers
     ]
 
