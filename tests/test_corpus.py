@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 import sys
 from pathlib import Path
 from typing import Any
@@ -116,7 +117,7 @@ def test_gdb_agrees(corpus: Path, capsys: pytest.CaptureFixture[str]) -> None:
 
 @pytest.mark.parametrize("layout", ["", " --json"])
 def test_our_own_output_is_understood(layout: str, corpus: Path) -> None:
-    command = f"{sys.executable} -m unwind.cli.core {{core}} -e {{exe}}{layout}"
+    command = f"{shlex.quote(sys.executable)} -m unwind.cli.core {{core}} -e {{exe}}{layout}"
     assert main(["check", str(corpus), "--command", command, "--arch", "arm64", "--strict"]) == 0
 
 
