@@ -86,11 +86,16 @@ class Browser:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        os.close(self._to)
-        os.close(self._from)
-        self._process.kill()
-        self._process.wait()
-        self._home.cleanup()
+        try:
+            self._session = None
+            self.call("Browser.close")  # a killed one leaves its children behind
+            self._process.wait(_PATIENCE)
+        finally:
+            self._process.kill()
+            self._process.wait()
+            os.close(self._to)
+            os.close(self._from)
+            self._home.cleanup()
 
     def open(self, address: str) -> None:
         """Go to `address` and wait until the page has loaded."""

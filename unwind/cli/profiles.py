@@ -7,7 +7,7 @@ import sys
 
 from unwind.errors import SourceError
 
-__all__ = ["add_profile_options", "profile_wanted", "times_wanted", "write_profiles"]
+__all__ = ["add_profile_options", "profile_wanted", "times_wanted", "write_profiles", "write_text"]
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -32,8 +32,8 @@ def add_profile_options(parser: Parser) -> None:
     more = parser.add_argument_group("of profiles")
     more.add_argument(
         "--differential",
-        metavar="BASE",
-        help="with --flamegraph: colour what grew and what shrank since BASE, such a file too",
+        metavar="FILE",
+        help="with --flamegraph: colour what grew and what shrank since the profile of FILE",
     )
     more.add_argument(
         "--top", metavar="N", type=_count, default=20, help="in the summary: so many functions"
@@ -72,11 +72,11 @@ def write_profiles(
     if options.differential and not options.flamegraph:
         raise SourceError("--differential colours a picture", hint="add --flamegraph FILE.html")
     if options.flamegraph:
-        _put(path, _picture(options.flamegraph, _one(profiles), title, base))
+        write_text(path, _picture(options.flamegraph, _one(profiles), title, base))
     elif options.pprof:
         _put_bytes(path, _pprof(_one(profiles)))
     else:
-        _put(path, _text(options, profiles, title))
+        write_text(path, _text(options, profiles, title))
 
 
 def _text(options: Options, profiles: Sequence[Profile], title: str) -> Iterator[str]:
@@ -126,7 +126,8 @@ def _one(profiles: Sequence[Profile]) -> Profile:
     raise SourceError(f"this format has room for one event, and there are {events}", hint="--event")
 
 
-def _put(path: str | None, pieces: Iterable[str]) -> None:
+def write_text(path: str | None, pieces: Iterable[str]) -> None:
+    """Write pieces of text to a file, whole or not at all, or to standard output."""
     if path is None or path == "-":
         for piece in pieces:
             sys.stdout.write(piece)
