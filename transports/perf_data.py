@@ -106,6 +106,8 @@ class PerfSource(Source):
                     except FormatError as error:
                         self._skip(error.reason)
                         continue
+                if not layout.has_all:  # b"" stands for what is not there
+                    pid, tid, cpu = pid or 0, tid or 0, None if cpu == b"" else cpu
                 task = tasks.get(tid)
                 if task is None or task.pid != pid:
                     task = of_task(pid, tid)

@@ -29,15 +29,30 @@ _NOTHING: Walked = [], End.OUTERMOST, None, None
 class Sampler:
     """Walks samples, at full speed those that need no more than CFI.
 
-    `snapshot` makes of a sample what the exact walk wants.
+    `snapshot` makes of a sample what the exact walk wants. Of each stack only the `most`
+    innermost frames are kept.
     """
 
-    def __init__(self, snapshot: Callable[[Sample], Snapshot], unwinder: Unwinder):
+    def __init__(
+        self,
+        snapshot: Callable[[Sample], Snapshot],
+        unwinder: Unwinder,
+        most: int | None = None,
+    ):
         self.snapshot = snapshot
+        self.most = most
         self.unwinder = unwinder
         self.fast = FastUnwinder(unwinder)
 
     def walk(self, sample: Sample) -> Walked:
+        """The user's part of a sample's stack, no longer than asked for."""
+        walked = self._walk(sample)
+        if self.most is None or len(walked[0]) <= self.most:
+            return walked
+        pcs, _, how, _ = walked
+        return pcs[: self.most], End.LIMIT, how[: self.most] if how is not None else None, None
+
+    def _walk(self, sample: Sample) -> Walked:
         """The user's part of a sample's stack.
 
         A sample without the user's registers has what the kernel found by frame pointers or in
@@ -64,6 +79,8 @@ class Sampler:
         _, end, _, stack = walked
         if stack is not None or end == End.OUTERMOST:
             return stack.detail if stack is not None else ""
+        if end == End.LIMIT:
+            return f"only {len(walked[0])} frames were asked for"
         if sample[11] is None:
             return "the sample has no registers of a 64-bit user"
         return self.unwinder.unwind(self.snapshot(sample)).detail

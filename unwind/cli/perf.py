@@ -5,8 +5,9 @@ from __future__ import annotations
 import sys
 
 from unwind.cli.options import argument_parser
-from unwind.cli.plumbing import Progress, add_common_options, process, run, warn
-from unwind.cli.stacks import add_file_options, add_walk_options, files_of, sources_of
+from unwind.cli.plumbing import Progress, add_common_options, process, run
+from unwind.cli.profiles import add_profile_options
+from unwind.cli.stacks import add_file_options, add_walk_options, files_of
 
 __all__ = ["main", "parser", "program"]
 
@@ -17,15 +18,18 @@ if TYPE_CHECKING:
     from typing import NoReturn
 
     from unwind.cli.options import Options, Parser
-    from unwind.transports.perf_data import PerfSource
 
 _PROG = "unwind-perf"
 _EXAMPLES = """\
 examples:
-  unwind-perf perf.data --script
-      the stack of each sample of `perf record --call-graph dwarf`, as perf script prints it
-  unwind-perf perf.data --script -F ip,sym --sysroot rootfs
-      names and addresses alone, of a recording of another machine
+  unwind-perf perf.data
+      of `perf record --call-graph dwarf PROGRAM`: the hottest functions, and which stacks were cut
+  unwind-perf perf.data --flamegraph profile.html
+      a picture to search and to zoom in
+  unwind-perf perf.data --script | stackcollapse-perf.pl
+      the stack of each sample, as perf script prints it
+  unwind-perf perf.data --json --comm worker --time 12.5,13
+      the samples of half a second, for programs
 """
 
 
@@ -46,81 +50,91 @@ def parser() -> ArgumentParser:
 
 def _declare(parser: Parser) -> None:
     parser.description = (
-        "Print the stacks of a recording of perf record --call-graph dwarf, and say how many of "
-        "them are complete and why the others are not."
+        "Make profiles of a recording of perf record --call-graph dwarf, say how many of its "
+        "stacks are complete and why the others are not, or print its samples."
     )
     parser.epilog = _EXAMPLES
     group = parser.add_argument_group("what to read")
     group.add_argument("file", metavar="FILE", help="perf.data, or - for a stream of perf record")
+    group.add_argument(
+        "--kallsyms", metavar="FILE", help="names of the kernel's functions, as /proc/kallsyms has"
+    )
+    group.add_argument(
+        "--perf-map",
+        metavar="PATH",
+        default="/tmp/perf-%d.map",
+        help="where processes name the code they made, %%d for the pid [/tmp/perf-%%d.map]",
+    )
+    group = parser.add_argument_group("which samples")
+    for name, what, kind in (
+        ("--comm", "NAME", str),
+        ("--pid", "PID", int),
+        ("--tid", "TID", int),
+        ("--event", "EVENT", str),
+    ):
+        told = f"only those of this {name[2:]}; may be repeated"
+        group.add_argument(name, type=kind, action="append", metavar=what, help=told)
+    group.add_argument(
+        "--time",
+        type=_span,
+        metavar="FROM,TO",
+        help="only those between two times, in seconds as --script prints them; either may lack",
+    )
+    group.add_argument(
+        "--max-stack",
+        type=_count,
+        metavar="N",
+        help="of each stack only the N innermost frames",
+    )
     group = parser.add_argument_group("what to print")
+    group = group.add_mutually_exclusive_group()
     group.add_argument(
         "--script", action="store_true", help="each sample, in the format of perf script"
     )
     group.add_argument(
+        "--json", action="store_true", help="each sample, as JSON lines (unwind-stack/1)"
+    )
+    group.add_argument(
+        "--explain",
+        metavar="SAMPLE",
+        help="one sample, its number from 0 on or its time, and how each frame was found",
+    )
+    parser.add_argument(
         "-F",
         "--fields",
         metavar="FIELD,...",
         help="with --script: of comm, pid, tid, cpu, time, period, event, ip, sym, symoff, dso",
     )
+    add_profile_options(parser)
     add_file_options(parser)
     add_walk_options(parser)
     add_common_options(parser)
 
 
 def _command(options: Options) -> int:
+    from unwind.cli.perf_report import Report
     from unwind.transports.perf_data import TRANSPORT
 
     progress = Progress("reading")
     with files_of(options, progress) as files, TRANSPORT.open(options.file, files) as source:
         progress.close()
-        return _Report(options, source).print()
+        return Report(_PROG, options, source).print()
 
 
-class _Report:
-    """One run of the command over one opened recording."""
+def _count(text: str) -> int:
+    """argparse: a positive number."""
+    if (number := int(text)) < 1:
+        raise ValueError(text)
+    return number
 
-    def __init__(self, options: Options, source: PerfSource):
-        from unwind.perf.jit import JitMaps
-        from unwind.places import Places
-        from unwind.sampling import Sampler
-        from unwind.symbols.names import Names
-        from unwind.symbols.table import TableSymbolizer
-        from unwind.unwinder import DEFAULT_LIMIT, Unwinder
 
-        self.options, self.source = options, source
-        limit = options.max_frames or DEFAULT_LIMIT
-        unwinder = Unwinder(source.arch, sources_of(options, source.arch), limit)
-        self.sampler = Sampler(source.snapshot, unwinder)
-        self.names = Names(TableSymbolizer())
-        self.places = Places(self.names, JitMaps())
-
-    def print(self) -> int:
-        """Print what was asked for; the exit code."""
-        self._script()
-        for warning in self.source.warnings:
-            warn(_PROG, warning)
-        return 0
-
-    def _script(self) -> None:
-        from unwind.sampling import split_callchain
-        from unwind.writers.perf_script import DEFAULT_FIELDS, ScriptWriter
-
-        fields = self.options.fields
-        writer = ScriptWriter(
-            fields.split(",") if fields else DEFAULT_FIELDS,
-            self.places.site,
-            self.places.kernel_site,
-        )
-        walk, text, put = self.sampler.walk, writer.sample, sys.stdout.write
-        pieces: list[str] = []
-        for sample in self.source.samples():
-            pcs, _, how, _ = walk(sample)
-            kernel = split_callchain(sample[5])[0] if sample[5] else ()
-            pieces.append(text(sample, kernel, pcs, how))
-            if len(pieces) >= 256:
-                put("".join(pieces))
-                pieces.clear()
-        put("".join(pieces))
+def _span(text: str) -> tuple[int, int]:
+    """argparse: two times in seconds, in nanoseconds."""
+    first, comma, last = text.partition(",")
+    if not comma:
+        raise ValueError(text)
+    low = int(float(first) * 1e9) if first else 0
+    return low, int(float(last) * 1e9) if last else 1 << 64
 
 
 if __name__ == "__main__":

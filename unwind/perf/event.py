@@ -124,6 +124,7 @@ class SampleLayout:
         self.head, self.head_size = struct.unpack_from, struct.size
         # The registers lie right behind the callchain, and that behind the head.
         self.is_plain = bool(counted) and not kinds & (SAMPLE.raw | SAMPLE.branch_stack)
+        self.has_all = bool(kinds & SAMPLE.tid and kinds & SAMPLE.cpu)
         self.has_regs = bool(kinds & SAMPLE.regs_user)
         self.has_stack = bool(kinds & SAMPLE.stack_user)
         self._u32, self._u64 = Struct(order + "I").unpack_from, Struct(order + "Q").unpack_from

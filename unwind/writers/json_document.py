@@ -6,7 +6,7 @@ import os
 
 from unwind.writers.escape import escape
 
-__all__ = ["SCHEMA", "document", "dumps"]
+__all__ = ["SCHEMA", "document", "dumps", "frame_entry", "module_entry", "plain_text"]
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -39,7 +39,7 @@ def document(
     arch = source.arch
 
     def frame_of(snapshot: Snapshot, frame: Frame) -> dict[str, Any]:
-        found = _frame(frame, arch, index, name)
+        found = frame_entry(frame, arch, index, name)
         if registers:
             found["registers"] = {
                 arch.register_name(n): hex(value) for n, value in sorted(frame.registers.items())
@@ -58,7 +58,7 @@ def document(
     return {
         "schema": SCHEMA,
         "source": _source(source),
-        "modules": [_module(module) for module in listed],
+        "modules": [module_entry(module) for module in listed],
         "threads": stacks,
     }
 
@@ -70,7 +70,7 @@ def dumps(value: dict[str, Any]) -> str:
     return json.dumps(value, ensure_ascii=True, separators=(",", ":"))
 
 
-def _text(text: str) -> str:
+def plain_text(text: str) -> str:
     """Only what UTF-8 cannot carry is escaped: JSON has its own way for control characters."""
     if text.isascii():
         return text
@@ -85,11 +85,11 @@ def _text(text: str) -> str:
 def _source(source: Source) -> dict[str, Any]:
     found: dict[str, Any] = {"kind": source.kind, "arch": source.arch.name}
     if source.path:
-        found["path"] = _text(source.path)
+        found["path"] = plain_text(source.path)
     if source.pid is not None:
         found["pid"] = source.pid
     if source.command is not None:
-        found["command"] = _text(source.command)
+        found["command"] = plain_text(source.command)
     if source.signal is not None:
         signal = source.signal
         found["signal"] = {"number": signal.number}
@@ -99,23 +99,24 @@ def _source(source: Source) -> dict[str, Any]:
             found["signal"]["code"] = signal.code
         if signal.address is not None:
             found["signal"]["address"] = hex(signal.address)
-    found["warnings"] = [_text(warning) for warning in source.warnings]
+    found["warnings"] = [plain_text(warning) for warning in source.warnings]
     return found
 
 
-def _module(module: Module) -> dict[str, Any]:
+def module_entry(module: Module) -> dict[str, Any]:
+    """An element of `modules`."""
     image = module.image
     debug = image.debug.path if image is not None and image.debug is not None else None
     return {
         "start": hex(module.start),
         "end": hex(module.end),
         "bias": hex(module.bias & 0xFFFF_FFFF_FFFF_FFFF),
-        "name": _text(module.name),
-        "file": _text(module.file) if module.file is not None else None,
+        "name": plain_text(module.name),
+        "file": plain_text(module.file) if module.file is not None else None,
         "build_id": module.build_id.hex() if module.build_id is not None else None,
         "state": module.state,
         "unwind": list(image.unwind_kinds) if image is not None else [],
-        "debug_file": _text(debug) if debug is not None else None,
+        "debug_file": plain_text(debug) if debug is not None else None,
     }
 
 
@@ -124,7 +125,7 @@ def _thread(snapshot: Snapshot) -> dict[str, Any]:
     if snapshot.pid:
         found["pid"] = snapshot.pid
     if snapshot.name is not None:
-        found["name"] = _text(snapshot.name)
+        found["name"] = plain_text(snapshot.name)
     if snapshot.time is not None:
         found["time"] = snapshot.time
     if snapshot.event is not None:
@@ -132,12 +133,13 @@ def _thread(snapshot: Snapshot) -> dict[str, Any]:
     return found
 
 
-def _frame(
+def frame_entry(
     frame: Frame,
     arch: Architecture,
     index: dict[int, int],
     name: Callable[[Module | None, int, int], Name],
 ) -> dict[str, Any]:
+    """An element of a thread's `frames`; `index` has the modules' indices by their ids."""
     module = frame.module
     found: dict[str, Any] = {"pc": hex(frame.pc), "trust": frame.trust, "inline": False}
     if frame.cfa is not None:
@@ -148,8 +150,8 @@ def _frame(
     if module is not None:
         found["vaddr"] = hex(module.to_vaddr(frame.pc))
     called = name(module, frame.pc, frame.pc if frame.signal else frame.lookup_pc)
-    found["function"] = _text(called.function) if called.function is not None else None
-    found["symbol"] = _text(called.symbol) if called.symbol is not None else None
+    found["function"] = plain_text(called.function) if called.function is not None else None
+    found["symbol"] = plain_text(called.symbol) if called.symbol is not None else None
     found["offset"] = hex(called.offset) if called.offset is not None else None
     found["signal"] = frame.signal
     return found
@@ -158,14 +160,14 @@ def _frame(
 def _end(stack: Stack) -> dict[str, Any]:
     end = {"reason": stack.end}
     if stack.detail:
-        end["detail"] = _text(stack.detail)
+        end["detail"] = plain_text(stack.detail)
     return end
 
 
 def _opinion(opinion: Opinion) -> dict[str, Any]:
     found: dict[str, Any] = {"source": opinion.trust}
     if opinion.cfa is None:
-        found["problem"] = _text(opinion.problem)
+        found["problem"] = plain_text(opinion.problem)
         return found
     found["cfa"], found["agrees"] = hex(opinion.cfa), opinion.agrees
     found["pc"] = hex(opinion.pc) if opinion.pc is not None else None
@@ -175,17 +177,19 @@ def _opinion(opinion: Opinion) -> dict[str, Any]:
 def explanation(said: Explanation) -> dict[str, Any]:
     """An Explanation as plain dicts and lists."""
     found: dict[str, Any] = {
-        "refused": [{"source": trust, "reason": _text(no.reason)} for trust, no in said.refused]
+        "refused": [
+            {"source": trust, "reason": plain_text(no.reason)} for trust, no in said.refused
+        ]
     }
     if said.row is None:
         return found
     origin = said.row.origin
     found["by"] = said.trust
-    found["section"] = _text(origin.section)
+    found["section"] = plain_text(origin.section)
     if origin.fde >= 0:
         found["fde"], found["cie"] = hex(origin.fde), hex(origin.cie)
     if origin.note:
-        found["note"] = _text(origin.note)
+        found["note"] = plain_text(origin.note)
     if said.row.end > said.row.start:
         found["row"] = {"start": hex(said.row.start), "end": hex(said.row.end)}
     found["rules"] = [
@@ -194,7 +198,7 @@ def explanation(said: Explanation) -> dict[str, Any]:
             "formula": rule.formula,
             **({"address": hex(rule.address)} if rule.address is not None else {}),
             **({"value": hex(rule.value)} if rule.value is not None else {}),
-            **({"problem": _text(rule.problem)} if rule.problem else {}),
+            **({"problem": plain_text(rule.problem)} if rule.problem else {}),
         }
         for rule in said.rules
     ]

@@ -1,0 +1,157 @@
+"""unwind-perf from the outside: what it prints of recordings made on the spot, and of bad ones."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+from pathlib import Path
+
+import pytest
+
+from tests.recordings import build, our_stacks, record
+from tests.support import python, validate
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    directory = tmp_path_factory.mktemp("programs")
+    build(directory, "burn.c", name="program")
+    build(directory, "burners.c", "-pthread", name="burners")
+    record(directory / "perf.data", directory / "program", "300", options=["--sample-cpu"])
+    record(directory / "threads.data", directory / "burners", "threads")
+    return directory
+
+
+def perf(*arguments: str | Path) -> str:
+    """What unwind-perf prints, and nothing on standard error but warnings."""
+    done = python("-m", "unwind.cli.perf", *arguments)
+    assert done.returncode == 0, done.stderr
+    assert all(": warning: " in line for line in done.stderr.splitlines())
+    return done.stdout
+
+
+def refused(*arguments: str | Path) -> str:
+    done = python("-m", "unwind.cli.perf", *arguments)
+    assert done.returncode == 2
+    assert done.stdout == ""
+    assert done.stderr.count("\n") == 1
+    return done.stderr
+
+
+def test_the_summary_says_what_is_hot_and_how_complete_stacks_are(place: Path) -> None:
+    printed = perf(place / "perf.data")
+    count = len(our_stacks(place / "perf.data"))
+    assert f"cpu-clock:u: {count} samples" in printed
+    assert re.search(r"\d\d% with a complete stack", printed)
+    assert re.search(r"msort_with_tmp|qsort", printed)
+
+
+def test_fields_choose_what_a_script_prints(place: Path) -> None:
+    whole = perf(place / "perf.data", "--script")
+    count = len(our_stacks(place / "perf.data"))
+    assert whole.count("\n\n") == count
+    assert len(re.findall(r"^program \d+/\d+ +\d+\.\d{6}: cpu-clock:u: $", whole, re.M)) == count
+    alone = perf(place / "perf.data", "--script", "-F", "ip")
+    addresses = re.findall(r"^\t +([0-9a-f]+) ", whole, re.M)
+    assert [line.strip() for line in alone.splitlines() if line] == addresses
+    offsets = perf(place / "perf.data", "--script", "-F", "cpu,period,ip,sym,symoff")
+    assert re.search(r"^\[\d{3}\] +\d+ \n\t +[0-9a-f]+ \S+\+0x[0-9a-f]+$", offsets, re.M)
+    assert "no field 'color'" in refused(place / "perf.data", "--script", "-F", "color")
+
+
+def test_json_lines_name_their_modules_before_they_are_used(place: Path) -> None:
+    lines = perf(place / "perf.data", "--json").splitlines()
+    document = json.loads(lines[0])
+    validate(document)
+    assert (document["threads"], document["source"]["kind"]) == ([], "perf")
+    modules = document["modules"]
+    samples = []
+    for line in map(json.loads, lines[1:]):
+        if "modules" in line:
+            modules = modules + line["modules"]
+            continue
+        assert all(f["module"] is None or f["module"] < len(modules) for f in line["frames"])
+        samples.append(line)
+    validate({**document, "modules": modules, "threads": samples})
+    ours = our_stacks(place / "perf.data")
+    assert len(samples) == len(ours)
+    assert [len(sample["frames"]) for sample in samples] == [len(s.frames) for s in ours]
+    assert {sample["pid"] for sample in samples} == {module["pid"] for module in modules}
+    assert all({"cpu", "period", "time", "event", "tid"} <= set(sample) for sample in samples)
+
+
+def test_filters_choose_samples(place: Path) -> None:
+    recording = place / "threads.data"
+    ours = our_stacks(recording)
+    comm = next(stack.comm for stack in ours if stack.comm and stack.comm.startswith("burner "))
+    tid = next(stack.tid for stack in ours if stack.comm == comm)
+    of_comm = perf(recording, "--comm", comm, "--script", "-F", "tid").split()
+    assert set(of_comm) == {str(tid)}
+    assert of_comm == perf(recording, "--tid", str(tid), "--script", "-F", "tid").split()
+    times = sorted(stack.time for stack in ours)
+    low, high = times[len(times) // 4], times[len(times) // 2]
+    span = f"{low / 1e6:.6f},{(high + 1) / 1e6:.6f}"
+    between = perf(recording, "--time", span, "--script", "-F", "time").split()
+    assert len(between) == sum(low <= time <= high for time in times)
+    assert perf(recording, "--pid", "1", "--script") == ""
+    assert perf(recording, "--event", "nothing", "--script") == ""
+    short = perf(recording, "--max-stack", "2", "--script", "-F", "ip")
+    assert max(len(stack.split()) for stack in short.split("\n\n")) == 2
+
+
+def test_one_sample_is_explained(place: Path) -> None:
+    by_number = perf(place / "perf.data", "--explain", "20")
+    stack = our_stacks(place / "perf.data")[20]
+    assert by_number.count("CFA    = ") >= len(stack.frames) - 1
+    assert by_number == perf(place / "perf.data", "--explain", f"{stack.time / 1e6:.6f}")
+    assert "no sample 1000000" in refused(place / "perf.data", "--explain", "1000000")
+
+
+@pytest.mark.parametrize("name", ["folded", "speedscope", "pprof", "firefox"])
+def test_each_profile_is_written(place: Path, tmp_path: Path, name: str) -> None:
+    output = tmp_path / "profile"
+    assert perf(place / "perf.data", f"--{name}", "-o", output) == ""
+    assert output.stat().st_size > 200
+
+
+def test_a_picture_is_coloured_by_another_recording(place: Path, tmp_path: Path) -> None:
+    picture = tmp_path / "p.html"
+    base = place / "threads.data"
+    assert perf(place / "perf.data", "--flamegraph", picture, "--differential", base) == ""
+    assert "qsort" in picture.read_text()
+
+
+def test_folded_stacks_are_those_of_the_samples(place: Path) -> None:
+    lines = perf(place / "perf.data", "--folded").splitlines()
+    depths = {line.rpartition(" ")[0].count(";") for line in lines}
+    assert depths >= {len(s.frames) for s in our_stacks(place / "perf.data")} - {1}
+
+
+def test_what_cannot_be_read_is_said_in_a_line(place: Path, tmp_path: Path) -> None:
+    other = tmp_path / "other"
+    other.write_bytes(b"no recording at all" * 100)
+    assert "no recording of perf" in refused(other)
+    assert "No such file" in refused(tmp_path / "missing").replace("no such", "No such")
+    other.write_bytes((place / "perf.data").read_bytes()[:60])
+    assert "truncated" in refused(other)
+
+
+def test_a_recording_that_is_cut_off_gives_what_it_has(place: Path, tmp_path: Path) -> None:
+    data = (place / "perf.data").read_bytes()
+    part = tmp_path / "part"
+    part.write_bytes(data[: len(data) // 2])
+    whole = perf(place / "perf.data", "--script", "-F", "time,ip")
+    done = python("-m", "unwind.cli.perf", part, "--script", "-F", "time,ip")
+    assert done.returncode == 0
+    assert "truncated" in done.stderr
+    blocks = done.stdout.split("\n\n")
+    assert len(blocks) > whole.count("\n\n") / 3
+    assert set(blocks) <= set(whole.split("\n\n"))
+
+
+def test_its_command_needs_nothing_of_perf(place: Path, tmp_path: Path) -> None:
+    copy = tmp_path / "copy"
+    shutil.copy(place / "perf.data", copy)
+    printed = python("-m", "unwind.cli.perf", copy, PATH="/nowhere")
+    assert printed.stdout == perf(place / "perf.data")

@@ -1,0 +1,122 @@
+"""Walked samples in, JSON lines out: a document without threads, then each sample as one of them.
+
+A line is either an element of `threads` of unwind-stack/1, with `cpu` and `period` added, or
+`{"modules": […]}` with modules that were not there before: their indices go on, and each has the
+`pid` of the process that maps it. Frames of the kernel come first, marked by `kernel`.
+"""
+
+from __future__ import annotations
+
+from unwind.frames import Frame, Trust
+from unwind.registers import Registers
+from unwind.writers.json_document import document, dumps, frame_entry, module_entry, plain_text
+
+__all__ = ["SampleLines"]
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Sequence
+    from typing import Any
+
+    from unwind.frames import Stack
+    from unwind.modules import Module
+    from unwind.perf.samples import Sample
+    from unwind.profile import How, Site
+    from unwind.snapshot import Source
+    from unwind.space import AddressSpace
+    from unwind.symbols.names import Name
+
+_MOST_FRAMES = 1 << 18  # whose text is kept
+_NO_REGISTERS = Registers()
+
+
+class SampleLines:
+    """The lines of a source's samples; `site` and `kernel_site` are those of `Places`."""
+
+    def __init__(
+        self,
+        source: Source,
+        name: Callable[[Module | None, int, int], Name],
+        site: Callable[[AddressSpace, int, bool], Site],
+        kernel_site: Callable[[int, bool], Site],
+    ):
+        self._name, self._site, self._kernel_site = name, site, kernel_site
+        self._arch = source.arch
+        self._source = source
+        self._began = False
+        self._index: dict[int, int] = {}
+        self._modules: list[Module] = []  # they are kept, or others might have their ids
+        self._frames: dict[tuple[object, ...], str] = {}
+        self._new: list[dict[str, Any]] = []
+
+    def begin(self) -> Iterator[str]:
+        """The first line, unless it is written already."""
+        if not self._began:
+            self._began = True
+            yield dumps(document(self._source, (), (), self._name)) + "\n"
+
+    def sample(
+        self,
+        sample: Sample,
+        kernel: Sequence[int],
+        walked: tuple[Sequence[int], str, How | None, Stack | None],
+        detail: str,
+    ) -> Iterator[str]:
+        """The line of a sample, behind one with the modules that it is the first to need."""
+        yield from self.begin()
+        task, time, event, cpu, period, _, space = sample[:7]
+        pcs, end, how, stack = walked
+        frames = [self._kernel_frame(pc, n > 0) for n, pc in enumerate(kernel)]
+        for n, pc in enumerate(pcs):
+            trust, called = how[n] if how is not None else _plain(n)
+            signal = stack is not None and stack.frames[n].signal
+            frames.append(self._frame(space, task.pid, pc, trust, called, signal))
+        if self._new:
+            yield dumps({"modules": self._new}) + "\n"
+            self._new = []
+        head: dict[str, Any] = {"tid": task.tid, "crashed": False, "pid": task.pid}
+        if task.comm is not None:
+            head["name"] = plain_text(task.comm)
+        head |= {"time": time / 1e9, "event": plain_text(event.name)}
+        if cpu is not None:
+            head["cpu"] = cpu
+        head["period"] = period
+        reason = {"reason": end} | ({"detail": plain_text(detail)} if detail else {})
+        yield f'{dumps(head)[:-1]},"frames":[{",".join(frames)}],"end":{dumps(reason)}}}\n'
+
+    def _frame(
+        self, space: AddressSpace, pid: int, pc: int, trust: str, called: bool, signal: bool
+    ) -> str:
+        """The text of one frame; most frames are met many times."""
+        key = space, pc, trust, called, signal
+        known = self._frames.get(key)
+        if known is None:
+            lookup_pc = self._arch.call_before(pc) if called else pc
+            module = space.find(lookup_pc)
+            if module is not None and id(module) not in self._index:
+                self._index[id(module)] = len(self._modules)
+                self._modules.append(module)
+                self._new.append({**module_entry(module), "pid": pid})
+            frame = Frame(pc, lookup_pc, _NO_REGISTERS, module, trust, called, None, signal)
+            entry = frame_entry(frame, self._arch, self._index, self._name)
+            if entry["function"] is None:
+                site = self._site(space, pc, called)
+                if site.function is not None:
+                    entry["function"] = plain_text(site.function)
+                    entry["offset"] = hex(site.offset or 0)
+            if len(self._frames) >= _MOST_FRAMES:
+                self._frames.clear()
+            known = self._frames[key] = dumps(entry)
+        return known
+
+    def _kernel_frame(self, pc: int, called: bool) -> str:
+        site = self._kernel_site(pc, called)
+        function = plain_text(site.function) if site.function is not None else None
+        entry: dict[str, Any] = {"pc": hex(pc), "trust": Trust.RECORDED, "inline": False}
+        entry |= {"module": None, "function": function, "symbol": function}
+        entry["offset"] = hex(site.offset) if site.offset is not None else None
+        return dumps({**entry, "signal": False, "kernel": True})
+
+
+def _plain(n: int) -> tuple[str, bool]:
+    return (Trust.CFI, True) if n else (Trust.CONTEXT, False)
