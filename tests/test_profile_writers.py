@@ -28,7 +28,7 @@ from tests.profile_readers import (
 from tests.profiles import LIBC, MAIN, PROGRAM, site_at
 from tests.support import need
 from unwind.frames import End
-from unwind.profile import Profile, Site
+from unwind.profile import Binary, Profile, Site
 from unwind.writers.amounts import amount, share
 from unwind.writers.firefox import FORMAT_VERSION, firefox
 from unwind.writers.flamegraph import flamegraph_html, flamegraph_svg
@@ -242,6 +242,14 @@ def test_the_summary_fits_a_terminal() -> None:
     assert max(map(len, wide)) > 500
     assert max(map(len, narrow)) == 80
     assert [line for line in narrow if line.endswith("... (program)")]
+
+
+def test_the_summary_shows_the_most_frequent_reasons_and_counts_the_others() -> None:
+    files = [profiles.site_at("f", Binary(f"/lib/{n}.so")) for n in range(30)]
+    stacks = [(MAIN, [site], End.NO_ROW, 30 - n) for n, site in enumerate(files)]
+    said = list(summary(profiles.by_hand(stacks)))
+    assert len([line for line in said if " no-row in /lib/" in line]) == 10
+    assert "   45.16%  for 20 more reasons" in said  # 210 of 465
 
 
 def test_the_summary_of_nothing_says_so() -> None:

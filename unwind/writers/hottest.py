@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from unwind.breakdown import Hot
     from unwind.profile import Profile
 
-_PROCESSES = 10
+_PROCESSES = _CUTS = 10  # that are shown
 _SHORTEST = 20  # characters of a function's name, on however narrow a terminal
 
 
@@ -48,12 +48,15 @@ def summary(profile: Profile, top: int = 20, width: int | None = None) -> Iterat
     if why:
         yield ""
         yield "  samples  stacks that were cut"
-    for cut in why:
+    for cut in why[:_CUTS]:
         where = label(cut.binary) if cut.binary is not None else "code of no file"
         yield f"  {share(cut.count, count):>7}  {cut.end} in {where}"
         yield f"  {'':>7}  -> {cut.remedy}"
         if cut.detail:
             yield f"  {'':>7}     as in: {label(cut.detail)}"
+    if len(why) > _CUTS:
+        left = sum([cut.count for cut in why[_CUTS:]])
+        yield f"  {share(left, count):>7}  for {len(why) - _CUTS} more reasons"
     yield ""
     yield from hottest(profile, by_function(profile)[:top], width)
 
