@@ -60,11 +60,11 @@ class Browser:
         self._read = b""
         self._calls = 0
         self._events: list[dict[str, Any]] = []
-        self._session: str | None = None
+        self._attached: str | None = None
         targets = self.call("Target.getTargets")["targetInfos"]
         [page] = [target["targetId"] for target in targets if target["type"] == "page"]
         attached = self.call("Target.attachToTarget", targetId=page, flatten=True)
-        self._session = attached["sessionId"]
+        self._attached = attached["sessionId"]
         for domain in ("Page", "Runtime", "Log", "Network"):
             self.call(f"{domain}.enable")
         self.call(
@@ -87,7 +87,7 @@ class Browser:
         trace: TracebackType | None,
     ) -> None:
         try:
-            self._session = None
+            self._attached = None
             self.call("Browser.close")  # a killed one leaves its children behind
             self._process.wait(_PATIENCE)
         finally:
@@ -107,8 +107,8 @@ class Browser:
         """The result of a command of the protocol; AssertionError where it fails."""
         self._calls += 1
         message: dict[str, object] = {"id": self._calls, "method": method, "params": arguments}
-        if self._session is not None:
-            message["sessionId"] = self._session
+        if self._attached is not None:
+            message["sessionId"] = self._attached
         os.write(self._to, json.dumps(message).encode() + b"\0")
         while True:
             answer = self._next()
