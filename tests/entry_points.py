@@ -21,6 +21,7 @@ from tempfile import mkdtemp
 
 from hypothesis import strategies as st
 
+from tests.recordings import shipped
 from unwind.disassembly import disassembler
 from unwind.dwarf.cfi import Fde, FrameSection
 from unwind.dwarf.eh_frame_hdr import SearchTable
@@ -31,14 +32,20 @@ from unwind.emulate import emulate
 from unwind.errors import UnsupportedArchitecture, UnwindError
 from unwind.fast import FastUnwinder
 from unwind.files import Files
+from unwind.frames import End
 from unwind.image import Image
 from unwind.memory import Span
 from unwind.pdr import Procedures
+from unwind.perf.jit import JitMaps
+from unwind.places import Places
 from unwind.protocols import ByteOrder
 from unwind.registry import architecture
 from unwind.relocations import relocated
 from unwind.remote import documents, packets
+from unwind.sampling import Sampler, split_callchain
 from unwind.snapshot import Source
+from unwind.symbols.names import Names
+from unwind.symbols.table import TableSymbolizer
 from unwind.testing.cores import core_files, damaged_core_files
 from unwind.testing.damaged import damaged
 from unwind.testing.dialects import DIALECTS
@@ -48,10 +55,12 @@ from unwind.testing.programs import expressions
 from unwind.testing.sections import damaged_headers, damaged_sections
 from unwind.testing.snapshots import chains
 from unwind.transports.core import TRANSPORT as CORE
+from unwind.transports.perf_data import TRANSPORT as PERF
 from unwind.transports.snapshot_file import TRANSPORT as SNAPSHOT
 from unwind.unpack import Input, load
 from unwind.unwinder import Unwinder
 from unwind.writers.cfi_tables import Tables
+from unwind.writers.perf_script import DEFAULT_FIELDS, ScriptWriter
 
 __all__ = ["ENTRY_POINTS", "EntryPoint", "broken"]
 
@@ -171,6 +180,19 @@ def _snapshot(data: bytes) -> None:
     """A snapshot file, as it is when it is unpacked."""
     with _nowhere() as files, SNAPSHOT.read(Input(data), "snapshot", files) as source:
         _walk(source)
+
+
+def _perf(data: bytes) -> None:
+    """A recording of perf: its samples are walked, and printed as perf script prints them."""
+    with _nowhere() as files, PERF.read(Input(data), "perf.data", files) as source:
+        sampler = Sampler(source.snapshot, Unwinder(source.arch, limit=_FRAMES))
+        places = Places(Names(TableSymbolizer()), JitMaps(f"{_empty()}/%d"))
+        writer = ScriptWriter(DEFAULT_FIELDS, places.site, places.kernel_site)
+        for n, sample in enumerate(source.samples()):
+            if n < 32:
+                pcs, end, how, _ = walked = sampler.walk(sample)
+                writer.sample(sample, split_callchain(sample[5])[0], pcs, how)
+                assert end == End.OUTERMOST or sampler.detail(sample, walked)
 
 
 def _walk(source: Source) -> None:
@@ -368,6 +390,12 @@ ENTRY_POINTS = {
             _core,
             core_files().map(lambda made: made.data)
             | damaged_core_files().map(lambda made: made.data),
+        ),
+        EntryPoint(
+            "perf",
+            _perf,
+            st.sampled_from([data for name, data in shipped().items() if name != "program"])
+            | damaged(st.sampled_from([shipped()["fields.data"], shipped()["stream.data"]])),
         ),
         EntryPoint(
             "snapshot",

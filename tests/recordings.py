@@ -6,8 +6,10 @@ frames, `our_stacks` ours, both as addresses in files, so that they can be compa
 
 from __future__ import annotations
 
+import functools
 import re
 import subprocess
+import tarfile
 from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -161,3 +163,14 @@ def _parse(text: str) -> Iterator[Theirs]:
 def complete(stacks: list[Ours]) -> float:
     """The share of stacks that reach their outermost frame."""
     return sum(stack.end == End.OUTERMOST for stack in stacks) / len(stacks)
+
+
+@functools.cache
+def shipped() -> dict[str, bytes]:
+    """The small recordings under tests/data, and the `program` that they are of, by their names.
+
+    They were made with Linux 6.18 and perf 6.1 of programs/burn.c, in an empty environment.
+    """
+    with tarfile.open(Path(__file__).parent / "data/perf.tar.xz") as archive:
+        members = {member.name: archive.extractfile(member) for member in archive.getmembers()}
+        return {name: file.read() for name, file in members.items() if file is not None}
