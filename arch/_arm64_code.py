@@ -9,8 +9,7 @@ __all__ = ["MODEL"]
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from array import array
-    from collections.abc import Callable, Iterable, Iterator
+    from collections.abc import Callable, Iterable, Iterator, Sequence
 
     from unwind.machine import Instruction, Symbolic
 
@@ -393,19 +392,19 @@ def _jumps_into(code: memoryview, vaddr: int, start: int, end: int) -> Iterator[
 
 def _last_calls(code: memoryview, vaddr: int, ends: Iterable[int]) -> set[int]:
     """Where the BLs lead that stand before some ends, or before NOPs there."""
+    from itertools import compress
+
     words = _all_words(code)
     # The words before the ends; then, where those are padding, the ones before them.
-    last = [n for end in ends if 0 <= (n := (end - vaddr) // 4 - 1) < len(words)]
+    first = vaddr // 4 + 1
+    last = [end // 4 - first for end in ends if vaddr + 4 <= end <= vaddr + len(code)]
     found: set[int] = set()
     for _ in range(_PADDED // 4):
-        padding = []
-        for n in last:
-            word = words[n]
-            if word >> 26 == 0x25:
-                found.add(vaddr + 4 * n + _displacement(word, 26))
-            elif word in _PADDING and n:
-                padding.append(n - 1)
-        last = padding
+        before = bytes([code[4 * n + 3] for n in last])
+        for n in compress(last, before.translate(_BL)):
+            found.add(vaddr + 4 * n + _displacement(words[n], 26))
+        padded = compress(last, before.translate(_MAY_PAD))
+        last = [n - 1 for n in padded if n and words[n] in _PADDING]
     return found
 
 
@@ -515,6 +514,9 @@ def _ends(word: int) -> bool:
 
 _BTI_C = bytes.fromhex("5f2403d5")
 _PADDING = (0, 0xD503_201F)  # udf, nop
+# By the last byte of a word: whether it is BL, whether it may be padding.
+_BL = bytes(kind & 0xFC == 0x94 for kind in range(256))
+_MAY_PAD = bytes(kind in (0, 0xD5) for kind in range(256))
 _COMPLETED = 16  # words behind an adrp in which its adds are looked for
 _PADDED = 64  # bytes of padding that are looked through
 
@@ -524,17 +526,20 @@ def _words(code: memoryview, last: bytes) -> Iterator[tuple[int, int]]:
     import re
 
     words = _all_words(code)
-    for match in re.finditer(last, bytes(code[3 : len(code) & -4 : 4]), re.DOTALL):
+    for match in re.finditer(last, bytes(code)[3::4], re.DOTALL):
         yield match.start(), words[match.start()]
 
 
-def _all_words(code: memoryview) -> array[int]:
+def _all_words(code: memoryview) -> Sequence[int]:
     import sys
+
+    whole = code[: len(code) & -4]
+    if sys.byteorder == "little":
+        return whole.cast("I")
     from array import array
 
-    words = array("I", bytes(code[: len(code) & -4]))
-    if sys.byteorder == "big":
-        words.byteswap()
+    words = array("I", bytes(whole))
+    words.byteswap()
     return words
 
 

@@ -21,11 +21,11 @@ from unwind.rules import (
     Undefined,
 )
 
-__all__ = ["Table", "call_target", "emulate"]
+__all__ = ["Table", "emulate"]
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Container, Mapping, Sequence
+    from collections.abc import Callable, Container, Mapping, Sequence
 
     from unwind.machine import CodeModel, Instruction, Symbolic
     from unwind.rules import CfaRule, Rule
@@ -125,22 +125,31 @@ def emulate(
     instructions: Sequence[Instruction],
     entries: Mapping[int, State] | None = None,
     callable: bool = True,
-    never: Container[int] = (),
+    never: Callable[[set[int]], set[int]] | None = None,
 ) -> Table:
     """The table of a function whose instructions these are, in ascending order.
 
     `entries` are the states at places where control comes in from other code; `callable`: it
-    also comes in at the first instruction, by a call. Calls of what `never` holds do not return.
+    also comes in at the first instruction, by a call. `never` is asked which of the functions
+    called do not return, where some code is reached by nothing: what comes before it is no clue.
     State is carried along branches, so that code behind an epilogue in the middle of a function
     has the right row again. Code that nothing leads to (the targets of jump tables, landing pads)
     gets the state that fits best.
     """
-    return _Run(model, instructions, never).table(entries or {}, callable)
+    run = _Run(model, instructions)
+    run.enter(entries or {}, callable)
+    if never is not None and run.has_orphans():
+        calls = (_target(each[3]) for each in instructions if each[2] in model.calls)
+        ending = never({target for target in calls if target is not None})
+        if ending:
+            run = _Run(model, instructions, ending)
+            run.enter(entries or {}, callable)
+    return run.table()
 
 
 class _Run:
     def __init__(
-        self, model: CodeModel, instructions: Sequence[Instruction], never: Container[int]
+        self, model: CodeModel, instructions: Sequence[Instruction], never: Container[int] = ()
     ):
         self.model = model
         self.never = never
@@ -157,15 +166,28 @@ class _Run:
         self.called: dict[int, State] = {}  # past delay slots, by the vaddrs of calls
         self.odd, self.askew, self.returned = 0, 0, False
         self.popped: set[int] = set()
+        # What a function gives back, and what its caller had in there.
+        self.whole = [(register, (register, 0)) for register in model.saved]
+        self.whole.append((model.return_address, (RETURN_ADDRESS, 0)))
 
-    def table(self, entries: Mapping[int, State], callable: bool) -> Table:
-        model, code = self.model, self.code
+    def enter(self, entries: Mapping[int, State], callable: bool) -> None:
+        """Follow the code from wherever control comes in."""
         for vaddr, state in entries.items():
             if vaddr in self.number:
                 self.wait(self.number[vaddr], state)
         if callable:
-            self.wait(0, State(dict(model.entry), dict(model.entry_slots)))
+            self.wait(0, State(dict(self.model.entry), dict(self.model.entry_slots)))
         self.follow()
+
+    def has_orphans(self) -> bool:
+        """Whether there is code that nothing has led to."""
+        padding = self.model.padding
+        both = zip(self.states, self.code, strict=True)
+        return any(state is None and each[2] not in padding for state, each in both)
+
+    def table(self) -> Table:
+        """What was found, once the code that nothing leads to has states, too."""
+        model, code = self.model, self.code
         # Of what is reached: beyond, states are guesses.
         odd, popped = self.odd + (0 if self.returned else self.askew), set(self.popped)
         orphans = self.follow_orphans()
@@ -226,7 +248,7 @@ class _Run:
                         self.wait(where, machine.state)
                 machine.targets.clear()
             if machine.called and code[number][2] not in padding:
-                if self.never and call_target(code[number][3]) in self.never:
+                if self.never and _target(code[number][3]) in self.never:
                     break
                 machine.shared = True
                 self.behind.append(machine.state)
@@ -289,12 +311,10 @@ class _Run:
 
     def disagree(self, one: State, other: State) -> bool:
         """Whether two states tell different things of saved registers: no place can have both."""
-        model = self.model
-        if one.registers.get(model.sp) != other.registers.get(model.sp):
+        sp = self.model.sp
+        if one.registers.get(sp) != other.registers.get(sp):
             return True
-        whole = [(register, (register, 0)) for register in model.saved]
-        whole.append((model.return_address, (RETURN_ADDRESS, 0)))
-        for register, value in whole:
+        for register, value in self.whole:
             kept = one.registers.get(register) == value
             if kept != (other.registers.get(register) == value):
                 return True
@@ -303,6 +323,18 @@ class _Run:
                 if not any(other.slots.get(slot) == value for slot in slots):
                     return True
         return False
+
+    def saved(self, state: State) -> object:
+        """All of a state that `disagree` looks at."""
+        registers = state.registers
+        places: dict[Symbolic, list[Symbolic]] = {value: [] for _, value in self.whole}
+        for slot, held in state.slots.items():
+            if held in places:
+                places[held].append(slot)
+        kept = (
+            registers.get(number) == value or tuple(places[value]) for number, value in self.whole
+        )
+        return registers.get(self.model.sp), *kept
 
     def follow_orphans(self) -> bool:
         """Give the code that nothing leads to a state of `bodies`; whether there was any."""
@@ -337,17 +369,20 @@ class _Run:
         found: list[State] = []
         counts: list[int] = []
         jumps = 0  # how many of those found are states of jumps
+        known: dict[object, int] = {}  # most states are like one that came before
         for place, state in enumerate(states):
             jumps = len(found) if place == len(inside) else jumps
-            for n, other in enumerate(found):
-                if state is other or not self.disagree(state, other):
-                    counts[n] += 1
-                    break
-            else:
-                if len(found) < _MOST_BODIES:
-                    guess = 1 if place < len(inside) else 2
-                    found.append(State(state.registers, state.slots, guess))
-                    counts.append(1)
+            what = self.saved(state)
+            at = known.get(what)
+            if at is None:
+                agreeing = (n for n, other in enumerate(found) if not self.disagree(state, other))
+                at = known[what] = next(agreeing, len(found))
+            if at < len(found):
+                counts[at] += 1
+            elif len(found) < _MOST_BODIES:
+                guess = 1 if place < len(inside) else 2
+                found.append(State(state.registers, state.slots, guess))
+                counts.append(1)
         saved = [
             sum(
                 state.registers.get(register) != (register, 0)
@@ -376,7 +411,7 @@ class _Run:
             stops = self.model.effect(machine, self.code[number])
             if machine.state is not before:
                 count += self.losses(before, machine.state)
-            if machine.called and call_target(self.code[number][3]) in self.never:
+            if machine.called and _target(self.code[number][3]) in self.never:
                 break
             machine.called = False
             for target in machine.targets:
@@ -398,7 +433,7 @@ class _Run:
         return count
 
 
-def call_target(operands: str) -> int | None:
+def _target(operands: str) -> int | None:
     """Where a direct call leads."""
     try:
         return int(operands.lstrip("#"), 0)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from unwind.emulate import Table, call_target, emulate
+from functools import partial
+
+from unwind.emulate import Table, emulate
 from unwind.machine import State
 from unwind.starts import code_of
 
@@ -68,8 +70,6 @@ class Functions:
         if alone.start not in self._tables:
             if alone.start in self._told or self._is_part(alone):
                 self._tables[alone.start] = self._part(alone)
-            elif alone.orphans:
-                self._tables[alone.start] = self._whole(alone)
             else:
                 self._tables[alone.start] = alone
         return self._tables[alone.start]
@@ -88,8 +88,10 @@ class Functions:
             return None
         start = bounds[0]
         if start not in self._entered:
-            code = self._instructions(*bounds)
-            self._entered[start] = emulate(self.model, code) if code else None
+            code, never = self._instructions(*bounds), None
+            if self.model.last_calls is not None:
+                never = partial(self._never_return, bounds)
+            self._entered[start] = emulate(self.model, code, never=never) if code else None
         return self._entered[start]
 
     def _instructions(self, start: int, end: int) -> Sequence[Instruction]:
@@ -210,26 +212,15 @@ class Functions:
                 if home is not None:
                     yield home
 
-    def _whole(self, alone: Table) -> Table:
-        """The table of a function some of whose code nothing leads to, as far as is known.
-
-        So it matters which of its calls do not return: what follows them is no clue.
-        """
-        code = self._instructions(alone.start, alone.end)
-        called = {call_target(each[3]) for each in code if each[2] in self.model.calls}
-        never = self._never_return(alone) & called
-        return emulate(self.model, code, never=never) if never else alone
-
-    def _never_return(self, alone: Table) -> set[int]:
-        """What functions in the neighbourhood end with a call of: it does not return."""
-        if self.model.last_calls is None:
-            return set()
+    def _never_return(self, bounds: tuple[int, int], called: set[int]) -> set[int]:
+        """What functions in the neighbourhood end with a call of, of some: it does not return."""
+        assert self.model.last_calls is not None
+        start, end = bounds
         for vaddr, code in code_of(self.image):
-            if vaddr <= alone.start < vaddr + len(code):
-                low = max(vaddr, alone.start - _NEAR)
-                high = min(vaddr + len(code), alone.end + _NEAR)
-                ends = self._starts.near(alone.start, low, high + 1)
-                return self.model.last_calls(code[low - vaddr : high - vaddr], low, ends)
+            if vaddr <= start < vaddr + len(code):
+                low, high = max(vaddr, start - _NEAR), min(vaddr + len(code), end + _NEAR)
+                ends = self._starts.near(start, low, high + 1)
+                return called & self.model.last_calls(code[low - vaddr : high - vaddr], low, ends)
         return set()
 
     def _entries(self, part: Table, callers: Iterable[Table]) -> dict[int, State]:

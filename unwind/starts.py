@@ -10,6 +10,7 @@ from __future__ import annotations
 import sys
 from array import array
 from bisect import bisect_left, bisect_right
+from itertools import chain
 
 from unwind.elf import DT, SHF
 from unwind.errors import UnwindError
@@ -67,7 +68,7 @@ class Starts:
         return True
 
     def near(self, _vaddr: int, low: int, high: int) -> list[int]:
-        """The starts in [low, high), ascending, that are known as well as the one of `vaddr`."""
+        """The starts in [low, high) that are known as well as the one of `vaddr`."""
         return self._starts[bisect_left(self._starts, low) : bisect_left(self._starts, high)]
 
 
@@ -103,18 +104,16 @@ class FoundStarts(Starts):
         return start in self._told_starts
 
     def near(self, vaddr: int, low: int, high: int) -> list[int]:
-        """The starts in [low, high), ascending, that are known as well as the one of `vaddr`."""
-        found: set[int] = set()
-        for section in self._image.frame_sections:
-            found.update(section.starts(low, high))
+        """The starts in [low, high) that are known as well as the one of `vaddr`."""
+        lists = [section.starts(low, high) for section in self._image.frame_sections]
         if self._untold or self._described(vaddr) is None:
             if self._told_around(vaddr) is None:
                 return self._all().near(vaddr, low, high)
-            found.update(self._image.symbols.starts(low, high))
+            lists.append(list(self._image.symbols.starts(low, high)))
             if self._image.procedures is not None:
                 starts = self._image.procedures.starts
-                found.update(start for start in starts if low <= start < high)
-        return sorted(found)
+                lists.append([start for start in starts if low <= start < high])
+        return lists[0] if len(lists) == 1 else sorted({*chain(*lists)})
 
     def _all(self) -> Starts:
         found = self._found
