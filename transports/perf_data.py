@@ -13,7 +13,7 @@ from unwind.perf.event import Trailer
 from unwind.perf.files import CodeFiles
 from unwind.perf.header import is_recording, read_header
 from unwind.perf.memory import SampleMemory
-from unwind.perf.order import Rounds
+from unwind.perf.order import MOST_WAITING, Rounds
 from unwind.perf.processes import Processes
 from unwind.perf.records import Records
 from unwind.perf.samples import ABI_32, SampleReader, stack_bounds
@@ -153,13 +153,14 @@ class PerfSource(Source):
     def _batches(self) -> Iterator[list[Timed]]:
         """The kernel's records, sorted by time, some at a time."""
         rounds = Rounds()
+        waiting = rounds.waiting
         u64, taken = self._u64.unpack_from, self.header.take
         is_stream = self.header.is_stream
         timed = self._readers[0].layout.time
         for kind, misc, data, at, end in self.records:
             if kind == RECORD.sample and timed is not None:
                 time = u64(data, at + timed)[0] if at + timed + 8 <= end else 0
-                rounds.waiting.append((time, kind, misc, data, at, end))
+                waiting.append((time, kind, misc, data, at, end))
             elif kind < RECORD.header_attr:
                 time, trailing = 0, self._trailing
                 if kind != RECORD.sample and trailing is not None and end - at >= 8 + trailing:
@@ -167,7 +168,7 @@ class PerfSource(Source):
                 if time in _SYNTHETIC:
                     yield [(0, kind, misc, data, at, end)]
                 else:
-                    rounds.waiting.append((time, kind, misc, data, at, end))
+                    waiting.append((time, kind, misc, data, at, end))
             elif kind == RECORD.finished_round:
                 yield rounds.finished()
             elif is_stream and taken(kind, misc, data[at:end]):
@@ -175,7 +176,7 @@ class PerfSource(Source):
             elif kind > RECORD.compressed2:
                 unknown = self.changes.unknown
                 unknown[kind] = unknown.get(kind, 0) + 1
-            if rounds.is_full:
+            if len(waiting) >= MOST_WAITING:
                 yield rounds.older()
         yield rounds.rest()
 

@@ -165,8 +165,10 @@ class FastUnwinder:
         if sp % arch.word or not pc or arch.innermost is not pc_register:
             return None
         steps = self._steps_of(space)
+        if not steps.plain:
+            sp = arch.data_address(sp)
         registers = {arch.fp: fp, arch.return_address: lr}
-        walked = self._walk(pc, 0, registers, words, arch.data_address(sp), steps)
+        walked = self._walk(pc, 0, registers, words, sp, steps)
         if walked is None or (steps.plain and not walked[2]):
             return walked
         found, end, guessed = walked

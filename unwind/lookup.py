@@ -8,13 +8,20 @@ __all__ = ["Lookup"]
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Callable, Iterable, Iterator
+    from typing import TypeAlias
 
     from unwind.dwarf.outlines import Outline
     from unwind.image import Image
     from unwind.protocols import RowSource
     from unwind.rules import Row
     from unwind.snapshot import Place
+
+    Outliner: TypeAlias = Callable[[Image, int, bool], Outline | None]
+
+
+def _no_outline(image: Image, vaddr: int, called: bool) -> Outline | None:
+    return None
 
 
 class Lookup:
@@ -27,8 +34,10 @@ class Lookup:
         self.sources = tuple(sources)
         self.trusts = frozenset([source.trust for source in self.sources])
         self._limit = limit
-        # Only what is asked first can say what the best row is.
-        self._outline = getattr(self.sources[0], "outline", None) if self.sources else None
+        # What `shared_row` comes to, by the way that is short for CFI; None: that must be asked.
+        # Only the source that is asked first can say what the best row is.
+        first = self.sources[0] if self.sources else None
+        self.outline: Outliner = getattr(first, "outline", None) or _no_outline
         self._known: dict[tuple[RowSource, Image | None, int, bool], Row | NoRow] = {}
 
     def rows_at(self, place: Place) -> Iterator[tuple[str, Row | NoRow]]:
@@ -46,10 +55,6 @@ class Lookup:
             if not isinstance(found, NoRow):
                 return source.trust, found
         return "", None
-
-    def outline(self, image: Image, vaddr: int, called: bool) -> Outline | None:
-        """What `shared_row` comes to, by the way that is short for CFI; None: it must be asked."""
-        return self._outline(image, vaddr, called) if self._outline is not None else None
 
     def _shared(self, source: RowSource, place: Place) -> Row | NoRow:
         key = (source, place.image, place.vaddr, place.called)

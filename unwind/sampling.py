@@ -41,6 +41,8 @@ class Sampler:
     ):
         self.snapshot = snapshot
         self.most = most
+        if most is None:
+            self.walk = self._walk  # type: ignore[method-assign]
         self.unwinder = unwinder
         self.fast = FastUnwinder(unwinder)
 

@@ -50,6 +50,7 @@ _MOST_SYMBOLS, _MOST_STRINGS = 1 << 23, 1 << 30  # a sparse file may claim any n
 _MOST_ALIASES = 1000  # of one place that are compared
 _BEYOND = 1 << 65  # no symbol ends there: start and size are 64-bit numbers
 _BLOCK = 256
+_ALIASES = 16  # symbols at one place that are compared, to tell for how far one is the answer
 _FEW = 8192  # symbols of which an index is made at once: it takes 1 ms, a scan one third
 _SCANS = 3  # for what lies around some code, before it gets an index, which costs as much
 _DEAD = -1  # as the end of a symbol that turned out to be none
@@ -281,6 +282,11 @@ class _Run:
         self._scans = 0
         self._index: _Index | None = None
 
+    @property
+    def index(self) -> _Index | None:
+        """The index, None as long as nobody has needed it."""
+        return self._index
+
     def _indexed(self) -> _Index:
         index = self._index
         if index is None:
@@ -464,6 +470,25 @@ class SymbolTable:
                 return found
         return None
 
+    def around(self, vaddr: int) -> tuple[Symbol | None, int, int]:
+        """What `find` says of `vaddr`, and from where to where it surely says the same.
+
+        Where that would take more to know than to ask, it is `vaddr` alone.
+        """
+        before: list[_Run] = []  # of groups whose word counts for more
+        for number in range(len(self._makers)):
+            group = self._group(number)
+            for runs in (group.globals, group.locals):
+                found = _best(runs, vaddr)
+                if found is not None:
+                    stronger = group.globals if runs is group.locals else []
+                    return found, *_reach(before, stronger, runs, found, vaddr)
+            found = _label(group, vaddr)
+            if found is not None:
+                return found, vaddr, vaddr + 1
+            before += group.globals + group.locals
+        return None, vaddr, _gap(before, vaddr)
+
     def named(self, name: str) -> Symbol | None:
         """The defined symbol called `name`, or None."""
         key = name.encode("utf-8", "surrogateescape")
@@ -544,17 +569,67 @@ class _Group:
 
 
 def _covering(group: _Group, vaddr: int) -> Symbol | None:
-    for runs in (group.globals, group.locals):
-        found = [(run, *run.covering(vaddr)) for run in runs]
-        start = max([start for _, start, _ in found], default=-1)
-        best: Symbol | None = None
-        for run, at, indices in found:
-            for index in indices if at == start else ():
-                symbol = run.table.symbol(index)
-                best = symbol if best is None or _better(symbol, best) else best
-        if best is not None:
-            return best
-    return None
+    return _best(group.globals, vaddr) or _best(group.locals, vaddr)
+
+
+def _best(runs: list[_Run], vaddr: int) -> Symbol | None:
+    """Of the sized symbols around `vaddr` the one that starts last."""
+    found = [(run, *run.covering(vaddr)) for run in runs]
+    start = max([start for _, start, _ in found], default=-1)
+    best: Symbol | None = None
+    for run, at, indices in found:
+        for index in indices if at == start else ():
+            symbol = run.table.symbol(index)
+            best = symbol if best is None or _better(symbol, best) else best
+    return best
+
+
+def _reach(
+    before: list[_Run], stronger: list[_Run], runs: list[_Run], found: Symbol, vaddr: int
+) -> tuple[int, int]:
+    """From where to where `found`, out of `runs`, is the answer: nothing else starts or ends there.
+
+    The symbols of `stronger` win wherever they cover a place, those of `before` by labels, too.
+    """
+    start, end = found.vaddr, found.vaddr + found.size
+    low, high = start, end
+    for run in (*before, *stronger, *runs):
+        index = run.index
+        if index is None:
+            if run.low < run.high:
+                return vaddr, vaddr + 1
+            continue
+        at = bisect_right(index.starts, vaddr)
+        if at < len(index.starts):
+            high = min(high, index.starts[at])
+        if run in before:
+            low = vaddr if at else low
+        elif run in stronger:
+            low = vaddr if index.rightmost(at, start) >= 0 else low
+        else:  # what starts there too but ends elsewhere may be the answer before `vaddr`
+            first = bisect_left(index.starts, start)
+            beside = index.ends[first : min(at, first + _ALIASES)]
+            within = at > first and index.starts[at - 1] != start
+            if within or at > first + _ALIASES or any(other != end for other in beside):
+                low = vaddr
+    return low, high
+
+
+def _gap(runs: list[_Run], vaddr: int) -> int:
+    """Up to where nothing has a name if `vaddr` has none."""
+    high = _BEYOND
+    for run in runs:
+        index = run.index
+        if index is None:
+            if run.low < run.high:
+                return vaddr + 1
+            continue
+        at = bisect_right(index.starts, vaddr)
+        if at < len(index.starts):
+            high = min(high, index.starts[at])
+        if any(index.starts[n] == index.ends[n] for n in range(max(at - 8, 0), at)):
+            return vaddr + 1  # a label: whether it counts depends on sections
+    return high
 
 
 def _better(new: Symbol, old: Symbol) -> bool:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+
 from unwind.cli.plumbing import Progress, wants_colour, warn
 from unwind.cli.profiles import profile_wanted, times_wanted, write_profiles
 from unwind.cli.stacks import sources_of
@@ -58,7 +60,7 @@ class Report:
             if options.script:
                 self._put(self._script())
             elif options.json:
-                self._put(self._json())
+                self._put(_bundled(self._json()))
             else:
                 self._explain(options.explain)
         else:
@@ -69,12 +71,17 @@ class Report:
     def _samples(self) -> Iterator[Sample]:
         """The samples that the options choose."""
         chosen = _chooser(self.options)
+        if chosen is None and not sys.stderr.isatty():
+            return self.source.samples()
+        return self._watched(chosen or (lambda _: True))
+
+    def _watched(self, chosen: Callable[[Sample], bool]) -> Iterator[Sample]:
+        """The samples that are `chosen`, while a bar shows how far they have come."""
         progress, records = Progress("unwinding"), self.source.records
-        total = len(records.data)
         for n, sample in enumerate(self.source.samples()):
             if not n & 0xFF:
-                progress(records.done, total)
-            if chosen is None or chosen(sample):
+                progress(records.done, len(records.data))
+            if chosen(sample):
                 yield sample
         progress.close()
 
@@ -82,10 +89,10 @@ class Report:
         """Print texts, many at a time: into --output, if that was given."""
         from unwind.cli.profiles import write_text
 
-        write_text(self.options.output, _bundled(texts))
+        write_text(self.options.output, texts)
 
     def _script(self) -> Iterator[str]:
-        """The text of each sample."""
+        """The text of the samples, many at a time."""
         from unwind.writers.perf_script import DEFAULT_FIELDS, ScriptWriter
 
         fields = self.options.fields
@@ -95,11 +102,17 @@ class Report:
             self.places.kernel_site,
         )
         walk, text = self.sampler.walk, writer.sample
+        texts: list[str] = []
         for sample in self._samples():
             pcs, end, how, _ = walk(sample)
             if end != End.OUTERMOST:
                 self.is_complete = False
-            yield text(sample, split_callchain(sample[5])[0] if sample[5] else (), pcs, how)
+            kernel = split_callchain(sample[5])[0] if sample[5] else ()
+            texts.append(text(sample, kernel, pcs, how))
+            if len(texts) >= _AT_ONCE:
+                yield "".join(texts)
+                texts.clear()
+        yield "".join(texts)
 
     def _json(self) -> Iterator[str]:
         """A document without threads, then a line for each sample."""

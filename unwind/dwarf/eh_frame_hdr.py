@@ -105,6 +105,20 @@ class SearchTable:
         except FormatError:
             return None
 
+    @property
+    def is_sorted(self) -> bool:
+        """Whether the table is as linkers write it, of numbers that sort as addresses do."""
+        return self._numbers is not None and self.count > 0
+
+    def next(self, vaddr: int) -> int | None:
+        """The first start beyond `vaddr`; None where there is none, or no sorted table."""
+        if self._numbers is None:
+            return None
+        base, numbers = self._numbers
+        starts = numbers[::2]
+        entry = bisect_right(starts, vaddr - base)
+        return starts[entry] + base & self._mask if entry < len(starts) else None
+
     def starts(self, low: int, high: int) -> list[int]:
         """The starts in [low, high), as far as the table is sorted."""
         if self._numbers is None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from bisect import bisect_right
 
-__all__ = ["Rounds"]
+__all__ = ["MOST_WAITING", "Rounds"]
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     # time (ns), kind and misc of a record, and where it lies: a buffer, begin and end.
     Timed: TypeAlias = tuple[int, int, int, memoryview, int, int]
 
-_MOST_WAITING = 1 << 20  # events; a recording without rounds is sorted by pieces of this size
+MOST_WAITING = 1 << 20  # events; a recording without rounds is sorted by pieces of this size
 
 
 class Rounds:
@@ -39,23 +39,17 @@ class Rounds:
             self._until = waiting[-1][0]
         return ready
 
-    @property
-    def is_full(self) -> bool:
-        """Whether more waits than should be kept."""
-        return len(self.waiting) >= _MOST_WAITING
-
     def older(self) -> list[Timed]:
         """The older half of what waits."""
         self.waiting.sort(key=_time)
-        ready = self.waiting[: _MOST_WAITING // 2]
-        del self.waiting[: _MOST_WAITING // 2]
+        ready = self.waiting[: MOST_WAITING // 2]
+        del self.waiting[: MOST_WAITING // 2]
         return ready
 
     def rest(self) -> list[Timed]:
         """At the end of the file: all that still waits."""
-        ready, self.waiting = self.waiting, []
-        ready.sort(key=_time)
-        return ready
+        self.waiting.sort(key=_time)
+        return self.waiting
 
 
 def _time(event: Timed) -> int:

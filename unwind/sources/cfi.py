@@ -89,7 +89,7 @@ class CfiSource:
         """The index in `known` of what covers `vaddr`, read now; -1 where there is nothing."""
         section = next(iter(image.frame_sections), None)
         search = getattr(section, "search", None)  # what was recorded of a section has none
-        if section is None or search is None or not search.count:
+        if section is None or search is None or not search.is_sorted:
             return -1
         try:
             fde = section.find(vaddr)
@@ -113,8 +113,10 @@ class CfiSource:
             known = self._outlined[image] = _Outlined()
         self._outlines_kept += 1
         # Where another FDE begins within this one, it is the other that counts from there on.
-        inside = search.starts(fde.start + 1, fde.end)
-        return known.add(fde.start, min([fde.end, *inside]), *read)
+        end, beyond = fde.end, search.next(fde.start)
+        if beyond is not None and beyond < end:
+            end = beyond
+        return known.add(fde.start, end, *read)
 
     def _vaddr(self, image: Image, place: Place) -> int:
         """Where to look: for a call, at the call itself.
