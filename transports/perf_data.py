@@ -116,9 +116,11 @@ class PerfSource(Source):
                 start = here + reader.size
                 values = reader.registers(data, here) if reader.usable and start <= end else (0,)
                 if values[0] <= ABI_32 and (narrow is False or values[0] == 0):
+                    pc = 0
                     if values[0]:
                         self._skip("a 32-bit task")
-                    yield *who, 0, 0, 0, 0, None, (data, at, end, here)
+                        pc = values[reader.pc]
+                    yield *who, pc, 0, 0, 0, None, (data, at, end, here)
                     continue
                 stop = start + (values[-1] or 0)
                 if stop + 8 <= end and stop > start:

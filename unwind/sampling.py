@@ -90,6 +90,8 @@ class Sampler:
     def _recorded(self, sample: Sample) -> Walked:
         """What the callchain has of the user's frames."""
         _, user = split_callchain(sample[5])
+        if not user and sample[7]:  # a 32-bit task
+            return [sample[7]], End.UNKNOWN_REGISTER, ((Trust.CONTEXT, False),), None
         if not user:
             return _NOTHING
         how = tuple([(Trust.RECORDED, n > 0) for n in range(len(user))])

@@ -1,0 +1,172 @@
+"""The transport: recordings of other machines and byte orders, with any fields, in any order."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tests.perf_files import FIELDS, KERNEL_CHAIN, Built
+from unwind.arch.x86_64 import ARCH, RIP, RSP
+from unwind.files import Files
+from unwind.frames import End
+from unwind.sampling import Sampler, split_callchain
+from unwind.testing.chains import Chain
+from unwind.testing.images import FIRST, image
+from unwind.testing.snapshots import chains
+from unwind.transports.perf_data import TRANSPORT, PerfSource
+from unwind.unpack import Input
+from unwind.unwinder import Unwinder
+
+if TYPE_CHECKING:
+    from unwind.perf.samples import Sample
+    from unwind.sampling import Walked
+
+MACHINES = {"x86_64": "x86_64", "arm64": "aarch64", "mips32": "mips", "mips32el": "mips"}
+
+
+def walked(data: bytes) -> tuple[PerfSource, list[tuple[Sample, Walked]]]:
+    """The samples of a recording, and their stacks."""
+    with Files() as files, TRANSPORT.read(Input(data), "perf.data", files) as source:
+        sampler = Sampler(source.snapshot, Unwinder(source.arch))
+        found = [(sample, sampler.walk(sample)) for sample in source.samples()]
+    return source, found
+
+
+@given(
+    chains(signals=False),
+    st.lists(st.sampled_from(FIELDS), unique=True),
+    st.integers(0, 31),
+    st.booleans(),
+)
+def test_a_built_stack_is_found_on_every_machine(
+    tmp_path_factory: pytest.TempPathFactory,
+    made: Chain,
+    fields: Sequence[int],
+    read_format: int,
+    is_stream: bool,
+) -> None:
+    arch = made.dialect.arch
+    known = arch.layouts["perf"].offsets
+    registers = tuple(number for number in made.registers if number in known)
+    if len(made.stacks) != 1 or arch.sp not in registers or arch.pc not in registers:
+        return  # a sample has one piece of a stack
+    [(start, stack)] = made.stacks
+    sp = arch.data_address(made.registers[arch.sp])
+    library = tmp_path_factory.getbasetemp() / "chain.so"
+    file = image(made)
+    library.write_bytes(file)
+    built = Built(arch, sum(fields), read_format, MACHINES[arch.name], is_stream)
+    built.registers = registers
+    built.comm(7, "chain", 1, exec=True)
+    built.map(7, FIRST + made.bias, -(-len(file) // 4096) * 4096, str(library), 2)
+    built.sample(7, 3, made.registers, stack[sp - start :], KERNEL_CHAIN)
+    source, [(sample, (pcs, end, _, _))] = walked(built.build())
+    assert source.warnings == []
+    assert (source.arch.name, sample[0].comm, sample[1]) == (arch.name, "chain", 3)
+    kernel = split_callchain(sample[5])[0]
+    assert kernel == (KERNEL_CHAIN[1:] if sum(fields) & FIELDS[8] else ())
+    needed = set(arch.names) & set(registers) >= {arch.fp} | {arch.sp}
+    if end == End.OUTERMOST and needed:
+        assert pcs == [frame.pc for frame in made.frames]
+    assert pcs == [frame.pc for frame in made.frames][: len(pcs)]
+
+
+def plain() -> Built:
+    """A recording of x86_64 whose processes have their mappings, and no more registers than two."""
+    built = Built(ARCH, SAMPLE_IP, machine="x86_64")
+    built.registers = (RSP, RIP)
+    return built
+
+
+SAMPLE_IP = FIELDS[1]
+
+
+def at(built: Built, pid: int, time: int, pc: int) -> None:
+    built.sample(pid, time, {RSP: 0x7FFE_0000, RIP: pc}, bytes(64))
+
+
+def where(data: bytes) -> list[tuple[int, str | None, str | None]]:
+    """Of each sample its time, the name of its thread, and what lies at its pc."""
+    found = []
+    with Files() as files, TRANSPORT.read(Input(data), "perf.data", files) as source:
+        for sample in source.samples():
+            region = sample[6].region(sample[7])
+            found.append((sample[1], sample[0].comm, region.name if region else None))
+    return found
+
+
+def test_samples_come_in_the_order_of_time_round_by_round() -> None:
+    built = plain()
+    built.comm(7, "a", 1)
+    for times in ((50, 90), (40, 120), (100, 130), (125,)):
+        for time in times:
+            at(built, 7, time, 0x1000)
+        built.round()
+    assert [time for time, _, _ in where(built.build())] == [40, 50, 90, 100, 120, 125, 130]
+
+
+def test_a_mapping_takes_the_place_of_what_was_there() -> None:
+    built = plain()
+    built.map(7, 0x1000, 0x4000, "//one", 1)
+    at(built, 7, 2, 0x2000)
+    built.map(7, 0x2000, 0x1000, "//two", 3)
+    for time, pc in ((4, 0x1FFF), (5, 0x2000), (6, 0x2FFF), (7, 0x3000), (8, 0x5000)):
+        at(built, 7, time, pc)
+    names = [name for _, _, name in where(built.build())]
+    assert names == ["//one", "//one", "//two", "//two", "//one", None]
+
+
+def test_a_child_inherits_and_an_exec_drops() -> None:
+    built = plain()
+    built.comm(7, "parent", 1)
+    built.map(7, 0x1000, 0x1000, "//parents", 2)
+    built.fork(8, 7, 3)
+    at(built, 8, 4, 0x1000)
+    built.map(8, 0x1000, 0x1000, "//childs", 5)
+    at(built, 7, 6, 0x1000)
+    at(built, 8, 7, 0x1000)
+    built.fork(9, 8, 8)
+    built.comm(8, "other", 9, exec=True)
+    at(built, 8, 10, 0x1000)
+    at(built, 9, 11, 0x1000)
+    assert where(built.build()) == [
+        (4, "parent", "//parents"),
+        (6, "parent", "//parents"),
+        (7, "parent", "//childs"),
+        (10, "other", None),
+        (11, "parent", "//childs"),
+    ]
+
+
+def test_a_space_is_extended_and_shared_but_never_changed() -> None:
+    built = plain()
+    built.map(7, 0x1000, 0x1000, "//one", 1)
+    at(built, 7, 2, 0x1000)
+    built.map(7, 0x3000, 0x1000, "//two", 3)
+    at(built, 7, 4, 0x3000)
+    built.fork(8, 7, 5)
+    at(built, 8, 6, 0x3000)
+    built.map(8, 0x3000, 0x1000, "//three", 7)
+    at(built, 8, 8, 0x3000)
+    at(built, 7, 9, 0x3000)
+    with Files() as files, TRANSPORT.read(Input(built.build()), "x", files) as source:
+        spaces = [sample[6] for sample in source.samples()]
+    assert spaces[0] is spaces[1] is spaces[2] is spaces[4]
+    assert spaces[3] is not spaces[0]
+    assert {space.generation for space in spaces} == {0}
+
+
+def test_tasks_of_32_bits_are_named_and_counted() -> None:
+    built = plain()
+    at(built, 7, 1, 0x1000)
+    data = bytearray(built.build())
+    registers = data.rindex((2).to_bytes(8, "little") + (0x7FFE_0000).to_bytes(8, "little"))
+    data[registers] = 1
+    source, [(sample, (pcs, end, _, _))] = walked(bytes(data))
+    assert source.skipped == {"a 32-bit task": 1}
+    assert (pcs, sample[11]) == ([0x1000], None)
+    assert end == End.UNKNOWN_REGISTER
