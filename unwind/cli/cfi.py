@@ -4,17 +4,12 @@ from __future__ import annotations
 
 import sys
 
-from unwind.cli.options import argument_parser
-from unwind.cli.plumbing import add_common_options, process, run
+from unwind.cli.plumbing import Command, add_common_options
 
 __all__ = ["main", "parser", "program"]
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from argparse import ArgumentParser
-    from collections.abc import Sequence
-    from typing import NoReturn
-
     from unwind.cli.options import Options, Parser
 
 _PROG = "unwind-cfi"
@@ -27,21 +22,6 @@ examples:
   unwind-cfi --lint ./hand-written.so
       the functions whose CFI is wrong, by what their instructions do
 """
-
-
-def program() -> NoReturn:
-    """The installed command."""
-    process(main)
-
-
-def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command; the exit code comes back."""
-    return run(_PROG, _declare, _command, argv)
-
-
-def parser() -> ArgumentParser:
-    """The command line, for its man page and its completion."""
-    return argument_parser(_PROG, _declare)
 
 
 def _declare(parser: Parser) -> None:
@@ -99,6 +79,9 @@ def _command(options: Options) -> int:
     report(options)
     return 0
 
+
+COMMAND = Command(_PROG, _declare, _command)
+main, parser, program = COMMAND.main, COMMAND.parser, COMMAND.program
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import sys
 
-from unwind.cli.options import argument_parser
-from unwind.cli.plumbing import Progress, add_common_options, process, run
+from unwind.cli.plumbing import Command, Progress, add_common_options
 from unwind.cli.stacks import (
     add_file_options,
     add_output_options,
@@ -19,10 +18,6 @@ __all__ = ["main", "parser", "program"]
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from argparse import ArgumentParser
-    from collections.abc import Sequence
-    from typing import NoReturn
-
     from unwind.cli.options import Options, Parser
     from unwind.files import Files
     from unwind.protocols import FileTransport
@@ -38,21 +33,6 @@ examples:
   unwind-core core.1234 --record crash.unwind
       the same as the first, and a small file that stands for core and files
 """
-
-
-def program() -> NoReturn:
-    """The installed command."""
-    process(main)
-
-
-def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command; the exit code comes back."""
-    return run(_PROG, _declare, _command, argv)
-
-
-def parser() -> ArgumentParser:
-    """The command line, for its man page and its completion."""
-    return argument_parser(_PROG, _declare)
 
 
 def _declare(parser: Parser) -> None:
@@ -98,6 +78,9 @@ def _opened(path: str, files: Files) -> Source:
     data = load(path, files.progress, choose)
     return found[0].read(data, path, files)
 
+
+COMMAND = Command(_PROG, _declare, _command)
+main, parser, program = COMMAND.main, COMMAND.parser, COMMAND.program
 
 if __name__ == "__main__":
     sys.exit(main())

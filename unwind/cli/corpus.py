@@ -7,16 +7,13 @@ from __future__ import annotations
 
 import sys
 
-from unwind.cli.options import argument_parser
-from unwind.cli.plumbing import Progress, add_common_options, process, run
+from unwind.cli.plumbing import Command, Progress, add_common_options
 
 __all__ = ["main", "parser", "program"]
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from argparse import ArgumentParser
-    from collections.abc import Iterable, Sequence
-    from typing import NoReturn
+    from collections.abc import Iterable
 
     from unwind.cli.options import Options, Parser
     from unwind.testing.corpus_check import Result
@@ -32,21 +29,6 @@ examples:
   unwind-corpus check corpus --command 'gdb -nx -batch -ex bt {exe} {core}'
       how gdb does
 """
-
-
-def program() -> NoReturn:
-    """The installed command."""
-    process(main)
-
-
-def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command; the exit code comes back."""
-    return run(_PROG, _declare, _command, argv)
-
-
-def parser() -> ArgumentParser:
-    """The command line, for its man page and its completion."""
-    return argument_parser(_PROG, _declare)
 
 
 def _declare(parser: Parser) -> None:
@@ -200,6 +182,9 @@ def _document(command: str, results: Iterable[Result]) -> str:
         {"format": "unwind-corpus-check/1", "command": command, "results": found}, indent=1
     )
 
+
+COMMAND = Command(_PROG, _declare, _command)
+main, parser, program = COMMAND.main, COMMAND.parser, COMMAND.program
 
 if __name__ == "__main__":
     sys.exit(main())

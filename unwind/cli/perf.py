@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import sys
 
-from unwind.cli.options import argument_parser
-from unwind.cli.plumbing import Progress, add_common_options, process, run
+from unwind.cli.plumbing import Command, Progress, add_common_options
 from unwind.cli.profiles import add_profile_options
 from unwind.cli.stacks import add_file_options, add_walk_options, files_of
 
@@ -13,10 +12,6 @@ __all__ = ["main", "parser", "program"]
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from argparse import ArgumentParser
-    from collections.abc import Sequence
-    from typing import NoReturn
-
     from unwind.cli.options import Options, Parser
 
 _PROG = "unwind-perf"
@@ -31,21 +26,6 @@ examples:
   unwind-perf perf.data --json --comm worker --time 12.5,13
       the samples of half a second, for programs
 """
-
-
-def program() -> NoReturn:
-    """The installed command."""
-    process(main)
-
-
-def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command; the exit code comes back."""
-    return run(_PROG, _declare, _command, argv)
-
-
-def parser() -> ArgumentParser:
-    """The command line, for its man page and its completion."""
-    return argument_parser(_PROG, _declare)
 
 
 def _declare(parser: Parser) -> None:
@@ -136,6 +116,9 @@ def _span(text: str) -> tuple[int, int]:
     low = int(float(first) * 1e9) if first else 0
     return low, int(float(last) * 1e9) if last else 1 << 64
 
+
+COMMAND = Command(_PROG, _declare, _command)
+main, parser, program = COMMAND.main, COMMAND.parser, COMMAND.program
 
 if __name__ == "__main__":
     sys.exit(main())

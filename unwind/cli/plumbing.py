@@ -5,14 +5,15 @@ from __future__ import annotations
 import os
 import sys
 
-from unwind.cli.options import parse
+from unwind.cli.options import argument_parser, parse
 from unwind.errors import MissingPackage, SourceError, UnwindError
 from unwind.version import VERSION
 
-__all__ = ["Progress", "add_common_options", "process", "run", "wants_colour", "warn"]
+__all__ = ["Command", "Progress", "add_common_options", "wants_colour", "warn"]
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from argparse import ArgumentParser
     from collections.abc import Callable, Sequence
     from typing import NoReturn
 
@@ -24,42 +25,48 @@ INTERRUPTED = 130  # 128 + SIGINT, as a shell reports it
 CLOSED_PIPE = 141  # 128 + SIGPIPE
 
 
-def process(main: Callable[[], int]) -> NoReturn:
-    """Run a command's `main` as all that this process is for."""
-    import gc
+class Command:
+    """A command: `declare` adds its options to a parser, `work` does what they ask for."""
 
-    # Hardly an object of ours lies in a circle: to look for those takes a twentieth of the time.
-    gc.set_threshold(100_000)
-    code = main()
-    # What was printed is out and files are closed. Taking the interpreter apart, object by
-    # object, would take 2 ms more, of the 9 that a small core takes.
-    os._exit(code)
+    def __init__(
+        self, name: str, declare: Callable[[Parser], None], work: Callable[[Options], int]
+    ):
+        self.name, self._declare, self._work = name, declare, work
 
+    def program(self) -> NoReturn:
+        """The installed command: all that this process is for."""
+        import gc
 
-def run(
-    prog: str,
-    declare: Callable[[Parser], None],
-    command: Callable[[Options], int],
-    argv: Sequence[str] | None,
-) -> int:
-    """Parse `argv` and run the command `prog`; the exit code comes back, whatever happens."""
-    words = sys.argv[1:] if argv is None else list(argv)
-    if words == ["--version"]:  # without the 10 ms that argparse costs
-        return _written(lambda: print(f"unwind {VERSION}") or 0)
-    options = parse(prog, declare, words)
-    # Names are any bytes, terminals and locales differ: what cannot be written is escaped.
-    for stream in (sys.stdout, sys.stderr):
-        if hasattr(stream, "reconfigure"):
-            stream.reconfigure(errors="backslashreplace")
-    try:
-        return _written(lambda: command(options))
-    except KeyboardInterrupt:
-        return INTERRUPTED
-    except (UnwindError, OSError, MemoryError) as error:
-        if options.debug:
-            raise
-        print(f"{prog}: {_line(error)}", file=sys.stderr)
-        return COULD_NOT
+        # Hardly an object of ours lies in a circle, and to look for those takes a twentieth of all.
+        gc.set_threshold(100_000)
+        code = self.main()
+        # What was printed is out and files are closed. Taking the interpreter apart, object by
+        # object, would take 2 ms more, of the 9 that a small core takes.
+        os._exit(code)
+
+    def parser(self) -> ArgumentParser:
+        """The command line, for its man page and its completion."""
+        return argument_parser(self.name, self._declare)
+
+    def main(self, argv: Sequence[str] | None = None) -> int:
+        """Run the command; the exit code comes back, whatever happens."""
+        words = sys.argv[1:] if argv is None else list(argv)
+        if words == ["--version"]:  # without the 10 ms that argparse costs
+            return _written(lambda: print(f"unwind {VERSION}") or 0)
+        options = parse(self.name, self._declare, words)
+        # Names are any bytes, terminals and locales differ: what cannot be written is escaped.
+        for stream in (sys.stdout, sys.stderr):
+            if hasattr(stream, "reconfigure"):
+                stream.reconfigure(errors="backslashreplace")
+        try:
+            return _written(lambda: self._work(options))
+        except KeyboardInterrupt:
+            return INTERRUPTED
+        except (UnwindError, OSError, MemoryError) as error:
+            if options.debug:
+                raise
+            print(f"{self.name}: {_line(error)}", file=sys.stderr)
+            return COULD_NOT
 
 
 def warn(prog: str, text: str) -> None:

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import sys
 
-from unwind.cli.options import argument_parser
-from unwind.cli.plumbing import add_common_options, process, run, warn
+from unwind.cli.plumbing import Command, add_common_options, warn
 from unwind.cli.stacks import (
     add_file_options,
     add_output_options,
@@ -19,10 +18,6 @@ __all__ = ["main", "parser", "program"]
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from argparse import ArgumentParser
-    from collections.abc import Sequence
-    from typing import NoReturn
-
     from unwind.cli.options import Options, Parser
 
 _PROG = "unwind-remote"
@@ -33,21 +28,6 @@ examples:
   unwind-remote :1234 --wait -e vmlinux --stay
       a kernel under qemu -s, once it stops at a fault, and left there
 """
-
-
-def program() -> NoReturn:
-    """The installed command."""
-    process(main)
-
-
-def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command; the exit code comes back."""
-    return run(_PROG, _declare, _command, argv)
-
-
-def parser() -> ArgumentParser:
-    """The command line, for its man page and its completion."""
-    return argument_parser(_PROG, _declare)
 
 
 def _declare(parser: Parser) -> None:
@@ -114,6 +94,9 @@ def _seconds(text: str) -> float:
         raise ValueError(text)
     return number
 
+
+COMMAND = Command(_PROG, _declare, _command)
+main, parser, program = COMMAND.main, COMMAND.parser, COMMAND.program
 
 if __name__ == "__main__":
     sys.exit(main())
