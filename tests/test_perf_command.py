@@ -5,12 +5,14 @@ from __future__ import annotations
 import json
 import re
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
 from tests.recordings import build, our_stacks, record
-from tests.support import python, validate
+from tests.support import ROOT, python, validate
 
 
 @pytest.fixture(scope="module")
@@ -155,3 +157,25 @@ def test_its_command_needs_nothing_of_perf(place: Path, tmp_path: Path) -> None:
     shutil.copy(place / "perf.data", copy)
     printed = python("-m", "unwind.cli.perf", copy, PATH="/nowhere")
     assert printed.stdout == perf(place / "perf.data")
+
+
+def test_several_processes_print_what_one_does(place: Path) -> None:
+    """Each is dealt 256 samples at a time: there must be some more."""
+    recording = record(place / "many.data", place / "program", "2500", options=["-F", "5000"])
+    alone = perf(recording, "--script")
+    assert alone.count("\n\n") > 600
+    for jobs in ("2", "3"):
+        assert perf(recording, "--script", "--jobs", jobs) == alone
+
+
+def test_nobody_goes_on_when_nobody_listens(place: Path) -> None:
+    argv = [sys.executable, "-m", "unwind.cli.perf", place / "perf.data", "--script", "--jobs", "3"]
+    with subprocess.Popen(argv, stdout=subprocess.PIPE, cwd=ROOT) as running:
+        assert running.stdout is not None
+        running.stdout.close()
+        assert running.wait(timeout=20) in (0, 141)
+
+
+def test_what_fails_in_another_process_is_said(place: Path) -> None:
+    said = refused(place / "perf.data", "--script", "--jobs", "2", "-F", "color")
+    assert "no field 'color'" in said

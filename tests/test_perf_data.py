@@ -170,3 +170,18 @@ def test_tasks_of_32_bits_are_named_and_counted() -> None:
     assert source.skipped == {"a 32-bit task": 1}
     assert (pcs, sample[11]) == ([0x1000], None)
     assert end == End.UNKNOWN_REGISTER
+
+
+def test_what_is_known_of_a_space_goes_with_it() -> None:
+    built = plain()
+    for n in range(20):
+        built.comm(7, "again", 10 * n, exec=True)
+        built.map(7, 0x1000, 0x1000, "//code", 10 * n + 1)
+        at(built, 7, 10 * n + 2, 0x1000)
+    with Files() as files, TRANSPORT.read(Input(built.build()), "x", files) as source:
+        sampler = Sampler(source.snapshot, Unwinder(source.arch))
+        most = 0
+        for sample in source.samples():
+            sampler.walk(sample)
+            most = max(most, len(sampler.fast._spaces))
+    assert 0 < most <= 3

@@ -85,6 +85,13 @@ def _declare(parser: Parser) -> None:
         metavar="FIELD,...",
         help="with --script: of comm, pid, tid, cpu, time, period, event, ip, sym, symoff, dso",
     )
+    parser.add_argument(
+        "--jobs",
+        type=_count,
+        default=1,
+        metavar="N",
+        help="with --script: N processes at a time, for the same text [1]",
+    )
     add_profile_options(parser)
     add_file_options(parser)
     add_walk_options(parser)

@@ -21,6 +21,7 @@ __all__ = ["Report"]
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
+    from typing import Any
 
     from unwind.cli.options import Options
     from unwind.frames import Frame
@@ -92,7 +93,19 @@ class Report:
         write_text(self.options.output, texts)
 
     def _script(self) -> Iterator[str]:
-        """The text of the samples, many at a time."""
+        """The text of the samples, many at a time; by several processes, if that was asked for."""
+        jobs = self.options.jobs
+        if jobs == 1:
+            return self._texts(0, 1)
+        from unwind.cli.jobs import dealt
+
+        return dealt(jobs, lambda n: self._texts(n, jobs), self._state, self._learn)
+
+    def _texts(self, number: int, jobs: int) -> Iterator[str]:
+        """Of `jobs` processes, this is what the one with that number makes: each `jobs`-th piece.
+
+        Each of them reads the whole recording: what a process has mapped must be known.
+        """
         from unwind.writers.perf_script import DEFAULT_FIELDS, ScriptWriter
 
         fields = self.options.fields
@@ -103,7 +116,9 @@ class Report:
         )
         walk, text = self.sampler.walk, writer.sample
         texts: list[str] = []
-        for sample in self._samples():
+        for n, sample in enumerate(self._samples()):
+            if jobs > 1 and n // _AT_ONCE % jobs != number:
+                continue
             pcs, end, how, _ = walk(sample)
             if end != End.OUTERMOST:
                 self.is_complete = False
@@ -112,7 +127,24 @@ class Report:
             if len(texts) >= _AT_ONCE:
                 yield "".join(texts)
                 texts.clear()
-        yield "".join(texts)
+        if texts:
+            yield "".join(texts)
+
+    def _state(self) -> tuple[object, ...]:
+        """What the first process must know of another one, which has read the whole recording."""
+        source, changes = self.source, self.source.changes
+        losses = changes.lost, changes.lost_samples, changes.throttled, changes.damaged
+        of_source = source.warnings, source.skipped, losses, changes.unknown
+        return self.is_complete, self.names.problems, of_source
+
+    def _learn(self, state: tuple[bool, dict[str, str], tuple[Any, ...]]) -> None:
+        """Take over what `_state` gave in another process."""
+        is_complete, problems, (warnings, skipped, losses, unknown) = state
+        self.is_complete = self.is_complete and is_complete
+        self.names.problems |= problems
+        source, changes = self.source, self.source.changes
+        source.warnings, source.skipped, changes.unknown = warnings, skipped, unknown
+        changes.lost, changes.lost_samples, changes.throttled, changes.damaged = losses
 
     def _json(self) -> Iterator[str]:
         """A document without threads, then a line for each sample."""
