@@ -24,7 +24,9 @@ class Sites:
 
     def __init__(self, name: Callable[[Module | None, int, int], Name]):
         self._name = name
-        self._binaries: dict[Module, Binary] = {}
+        # By the id of a module, which is kept with it: to hash all its facts takes 2 us.
+        self._binaries: dict[int, tuple[Module, Binary]] = {}
+        self._alike: dict[Binary, Binary] = {}  # modules of several processes are of one file
 
     def __call__(self, space: AddressSpace, pc: int, called: bool) -> Site:
         """The site at `pc`, which is a return address where `called` is true."""
@@ -37,12 +39,13 @@ class Sites:
 
     def binary(self, module: Module) -> Binary:
         """The file behind a module, the same for all processes that map it."""
-        known = self._binaries.get(module)
+        known = self._binaries.get(id(module))
         if known is None:
-            known = self._binaries[module] = Binary(
+            binary = Binary(
                 module.name,
                 module.build_id or (module.image.build_id if module.image is not None else None),
                 module.to_vaddr(module.start),
                 module.to_vaddr(module.end),
             )
-        return known
+            known = self._binaries[id(module)] = module, self._alike.setdefault(binary, binary)
+        return known[1]
