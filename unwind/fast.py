@@ -291,7 +291,10 @@ class FastUnwinder:
             spaces, key = self._spaces, id(space)
 
             def forget(_: object) -> None:
-                spaces.pop(key, None)
+                gone = spaces.pop(key, None)
+                if gone is not None:  # it lies in a circle with these
+                    gone.called.clear()
+                    gone.innermost.clear()
 
             steps = spaces[key] = _Steps(space, self.exact.lookup, forget)
         return steps

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from unwind.architecture import Architecture
     from unwind.modules import Module
 
-_MOST_DEAD = 1024  # processes that are remembered after their end
+_MOST_DEAD = 2  # processes that are remembered after their end, with all that is known of them
 _MOST_PARENTS = 8  # whose run-time code a process is looked for in
 _MOST_MAPPINGS = 65536  # of one process: Linux's vm.max_map_count
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from _weakref import ref  # what `weakref` wraps, at a tenth of its cost at start-up
+
 from unwind.errors import SourceError
 from unwind.writers.escape import escape
 
@@ -15,7 +17,6 @@ if TYPE_CHECKING:
     from unwind.profile import How, Site
     from unwind.space import AddressSpace
 
-_MOST_SPACES = 64  # whose lines are kept
 DEFAULT_FIELDS = ("comm", "pid", "tid", "time", "event", "ip", "sym", "dso")
 _FIELDS = (*DEFAULT_FIELDS, "cpu", "period", "symoff")
 _OF_FRAMES = frozenset({"ip", "sym", "dso", "symoff"})
@@ -45,7 +46,7 @@ class ScriptWriter:
         self._form = _form(self.fields)
         self._has_head = bool(self.fields - _OF_FRAMES)
         self._space: AddressSpace | None = None
-        self._lines: dict[AddressSpace | None, tuple[_Lines, _Lines]] = {}
+        self._lines: dict[int, tuple[_Lines, _Lines, ref[AddressSpace] | None]] = {}
         self._innermost, self._callers = self._lines_of(None)
         self._kernel = _Lines(lambda pc: self._line(pc, kernel_site(pc, False)))
         self._kernel_callers = _Lines(lambda pc: self._line(pc, kernel_site(pc, True)))
@@ -96,22 +97,34 @@ class ScriptWriter:
         return " ".join(words) + " \n"
 
     def _lines_of(self, space: AddressSpace | None) -> tuple[_Lines, _Lines]:
-        """The lines for innermost pcs of a space, and those for return addresses."""
-        found = self._lines.get(space)
-        if found is None:
-            if len(self._lines) >= _MOST_SPACES:
-                self._lines.clear()
-            found = _Lines(self._maker(space, False)), _Lines(self._maker(space, True))
-            self._lines[space] = found
-        return found
+        """The lines for innermost pcs of a space, and those for return addresses.
 
-    def _maker(self, space: AddressSpace | None, called: bool) -> Callable[[int], str]:
+        They go when the space does: processes come and go.
+        """
+        found = self._lines.get(id(space))
+        if found is None:
+            lines, key = self._lines, id(space)
+
+            def forget(_: object) -> None:
+                lines.pop(key, None)
+
+            weak = ref(space, forget) if space is not None else None
+            found = _Lines(self._maker(weak, False)), _Lines(self._maker(weak, True)), weak
+            lines[key] = found
+        return found[:2]
+
+    def _maker(self, weak: ref[AddressSpace] | None, called: bool) -> Callable[[int], str]:
         """What makes the line of a pc."""
         if self.fields & _OF_FRAMES == {"ip"}:
             return lambda pc: f"\t{pc:16x}\n"
-        if space is None or not self._is_named:
+        if weak is None or not self._is_named:
             return lambda pc: self._line(pc, None)
-        return lambda pc: self._line(pc, self._site(space, pc, called))
+
+        def make(pc: int) -> str:
+            space = weak()
+            return self._line(pc, self._site(space, pc, called) if space is not None else None)
+
+        return make
 
     def _line(self, pc: int, site: Site | None) -> str:
         symbol, binary, offset = "[unknown]", "[unknown]", ""
