@@ -133,7 +133,7 @@ def test_a_child_has_the_mappings_of_its_parent(place: Path, tmp_path: Path) -> 
 
 
 def test_a_child_that_runs_another_program_has_whole_stacks(place: Path, tmp_path: Path) -> None:
-    recording = record(tmp_path / "perf.data", place / "burners", "exec", place / PROGRAM, "300")
+    recording = record(tmp_path / "perf.data", place / "burners", "exec", place / PROGRAM, "600")
     found = [pair for pair in pairs(recording) if pair[0].comm == PROGRAM]
     assert len(found) > 15
     whole = [mine for mine, _ in found if mine.end == End.OUTERMOST]

@@ -201,7 +201,7 @@ class FastUnwinder:
         """
         arch, called, plain, guessed = self.exact.arch, steps.called, steps.plain, False
         found = [pc]
-        append = found.append
+        append, fp_slots, word = found.append, steps.fp_slots.get, arch.word
         restored, fp = -1, None  # `fp` is the frame pointer of this frame, -1: not yet read
         step = steps.innermost[pc]
         if step == _IN_REGISTER:
@@ -235,16 +235,23 @@ class FastUnwinder:
                 if step != _ON_FRAME_POINTER:
                     usual = step == _OUTERMOST and len(found) <= self.exact.limit
                     return (found, End.OUTERMOST, guessed) if usual else None
-                if restored < 0:
-                    restored, fp = 0, registers.get(arch.fp)
-                fp = self._frame_pointer(steps, found, cfa, restored, fp, words)
-                if fp is None:
-                    return None
-                restored = len(found) - 1
-                offset, back = steps.on_fp[pc, restored > 0]
-                address = arch.data_address(fp + offset)
-                below, cfa = cfa, (address - start) // arch.word
-                if cfa <= max(below, 0) or cfa < back or address % arch.word:
+                n, saved = len(found) - 2, None
+                if n > 0 and n >= restored:
+                    saved = fp_slots(found[n])
+                if saved is not None and 0 <= cfa + saved < cfa:
+                    fp = words[cfa + saved]  # the callee has saved it: mostly so
+                    restored = n + 1
+                else:
+                    if restored < 0:
+                        restored, fp = 0, registers.get(arch.fp)
+                    fp = self._frame_pointer(steps, found, cfa, restored, fp, words)
+                    if fp is None:
+                        return None
+                    restored = n + 1
+                offset, back = steps.on_fp[pc, n >= 0]
+                address = fp + offset & _WORD if plain else arch.data_address(fp + offset)
+                below, cfa = cfa, (address - start) // word
+                if cfa <= below or cfa < back or cfa <= 0 or address % word:
                     return None
                 append(pc := words[cfa - back])
                 step = called[pc]
