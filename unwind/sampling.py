@@ -41,7 +41,7 @@ class Sampler:
     ):
         self.snapshot = snapshot
         self.most = most
-        if most is None:
+        if most is None:  # one call less for each sample
             self.walk = self._walk  # type: ignore[method-assign]
         self.unwinder = unwinder
         self.fast = FastUnwinder(unwinder)
@@ -60,10 +60,10 @@ class Sampler:
         A sample without the user's registers has what the kernel found by frame pointers or in
         the processor's record of branches, if anything: then the end is `unknown-register`.
         """
-        space, stack = sample[6], sample[11]
+        _, _, _, _, _, _, space, pc, sp, fp, lr, stack, _ = sample
         if stack is None:
             return self._recorded(sample)
-        found = self.fast.sampled(space, sample[7], sample[8], sample[9], sample[10], stack)
+        found = self.fast.sampled(space, pc, sp, fp, lr, stack)
         if found is not None:
             pcs, end, guessed = found
             how: How | None = None
