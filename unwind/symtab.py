@@ -274,12 +274,13 @@ class _Index:
 class _Run:
     """The local or the other symbols of a table, and their index once it is worth one."""
 
-    __slots__ = ("_asked", "_index", "_scans", "high", "low", "table")
+    __slots__ = ("_asked", "_index", "_scans", "_starts", "high", "low", "table")
 
     def __init__(self, table: Table, low: int, high: int):
         self.table, self.low, self.high = table, low, high
         self._asked = False
         self._scans = 0
+        self._starts: list[int] | None = None  # between two scans, which often come together
         self._index: _Index | None = None
 
     @property
@@ -320,7 +321,10 @@ class _Run:
         both = enumerate(zip(starts, sizes, strict=True), low)
         hits = [at for at, (start, size) in both if start <= vaddr < start + size]
         hits = [at for at in hits if any(table.eligible(at, at + 1)) and table.named(at)]
-        start = max([starts[at - low] for at in hits], default=-1)
+        if not hits:  # then the nearest symbol is asked for
+            self._starts = starts
+            return -1, []
+        start = max([starts[at - low] for at in hits])
         return start, [at for at in hits if starts[at - low] == start]
 
     def nearest(self, vaddr: int) -> tuple[int, list[int]]:
@@ -344,9 +348,9 @@ class _Run:
     def _scan_nearest(self, vaddr: int) -> tuple[int, list[int]] | None:
         """As `nearest`, without an index; None where the closest symbol is none after all."""
         table = self.table
-        starts = table.starts(self.low, self.high)
+        starts, self._starts = self._starts or table.starts(self.low, self.high), None
         start = max([start for start in starts if start <= vaddr], default=-1)
-        hits = [at for at, other in enumerate(starts, self.low) if other == start]
+        hits = [self.low + place for place in _places(starts, start)]
         alive = [at for at in hits if any(table.eligible(at, at + 1)) and table.named(at)]
         return (start, [at for at in alive if table.fields(at)[2] == 0]) if alive else None
 
