@@ -136,15 +136,33 @@ def emulate(
     has the right row again. Code that nothing leads to (the targets of jump tables, landing pads)
     gets the state that fits best.
     """
-    run = _Run(model, instructions)
+    # Where a call comes last there is one that does not return; asked first, the code is followed
+    # but once.
+    early = never is not None and _ends_with_a_call(model, instructions)
+    run = _Run(model, instructions, _ending(model, instructions, never) if early else ())
     run.enter(entries or {}, callable)
-    if never is not None and run.has_orphans():
-        calls = (_target(each[3]) for each in instructions if each[2] in model.calls)
-        ending = never({target for target in calls if target is not None})
+    if never is not None and not early and run.has_orphans():
+        ending = _ending(model, instructions, never)
         if ending:
             run = _Run(model, instructions, ending)
             run.enter(entries or {}, callable)
     return run.table()
+
+
+def _ends_with_a_call(model: CodeModel, instructions: Sequence[Instruction]) -> bool:
+    last = (each[2] for each in reversed(instructions) if each[2] not in model.padding)
+    return next(last, "") in model.calls
+
+
+def _ending(
+    model: CodeModel,
+    instructions: Sequence[Instruction],
+    never: Callable[[set[int]], set[int]] | None,
+) -> set[int]:
+    """The functions called that do not return."""
+    calls = (_target(each[3]) for each in instructions if each[2] in model.calls)
+    called = {target for target in calls if target is not None}
+    return never(called) if never is not None and called else set()
 
 
 class _Run:
