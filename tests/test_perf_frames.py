@@ -4,7 +4,8 @@ Where they differ, the difference belongs to a class that is argued here:
 
 - perf ends each stack that its copy of the stack cuts short with a frame at 2**64 - 1, and it
   does not read the last word of that copy, where we find one frame more (`cut_short`);
-- perf finds no CFI for what a process maps after it was forked and then ran another program;
+- perf finds no CFI for what a process maps after it was forked and then ran another program, where
+  it stops, or skips frames by way of rbp;
 - perf does not walk through code made at run time.
 """
 
@@ -139,10 +140,11 @@ def test_a_child_that_runs_another_program_has_whole_stacks(place: Path, tmp_pat
     whole = [mine for mine, _ in found if mine.end == End.OUTERMOST]
     assert len(whole) > 0.9 * len(found)
     assert {outermost(mine) for mine in whole} <= {PROGRAM, "ld-linux-x86-64.so.2"}
-    # What perf has of a stack, it has as we do, but for the frame at its loss.
+    # What perf has of a stack, we have too, but for the frame at its loss. Where it finds no CFI,
+    # libunwind takes rbp for a frame pointer, and so leaves out the callers of functions without.
     for mine, its in found:
-        theirs = its.frames[:-1] if its.frames[-1:] == (BOGUS,) else its.frames
-        assert mine.frames[: len(theirs)] == theirs
+        ours = iter(mine.frames)
+        assert all(frame in ours for frame in its.frames if frame != BOGUS)
 
 
 def test_code_made_at_run_time_is_walked_and_named(place: Path, tmp_path: Path) -> None:
