@@ -140,8 +140,9 @@ def test_a_child_that_runs_another_program_has_whole_stacks(place: Path, tmp_pat
     whole = [mine for mine, _ in found if mine.end == End.OUTERMOST]
     assert len(whole) > 0.9 * len(found)
     assert {outermost(mine) for mine in whole} <= {PROGRAM, "ld-linux-x86-64.so.2"}
-    # What perf has of a stack, we have too, but for the frame at its loss. Where it finds no CFI,
-    # libunwind takes rbp for a frame pointer, and so leaves out the callers of functions without.
+    # What perf has of a stack, we have too, but for the frame at its loss. In three recordings it
+    # left frames out of ld.so's start, as one would who takes rbp for a frame pointer; that
+    # libunwind does so there is concluded from the frames, not seen in it.
     for mine, its in found:
         ours = iter(mine.frames)
         assert all(frame in ours for frame in its.frames if frame != BOGUS)
