@@ -53,7 +53,7 @@ def test_fields_choose_what_a_script_prints(place: Path) -> None:
     whole = perf(place / "perf.data", "--script")
     count = len(our_stacks(place / "perf.data"))
     assert whole.count("\n\n") == count
-    assert len(re.findall(r"^program \d+/\d+ +\d+\.\d{6}: cpu-clock:u: $", whole, re.M)) == count
+    assert len(re.findall(r"^program +\d+/\d+ +\d+\.\d{6}: cpu-clock:u: $", whole, re.M)) == count
     alone = perf(place / "perf.data", "--script", "-F", "ip")
     addresses = re.findall(r"^\t +([0-9a-f]+) ", whole, re.M)
     assert [line.strip() for line in alone.splitlines() if line] == addresses
