@@ -2,8 +2,8 @@
 
 Where they differ, the difference belongs to a class that is argued here:
 
-- perf ends each stack that its copy of the stack cuts short with a frame at 2**64 - 1, and it
-  does not read the last word of that copy, where we find one frame more (`cut_short`);
+- perf 6.1 ends each stack that its copy of the stack cuts short with a frame at 2**64 - 1, and no
+  perf reads the last word of that copy, where we find one frame more (`cut_short`);
 - perf finds no CFI for what a process maps after it was forked and then ran another program, where
   it stops, or skips frames by way of rbp;
 - perf does not walk through code made at run time.
@@ -49,9 +49,10 @@ def pairs(recording: Path, least: int = 15) -> list[tuple[Ours, Theirs]]:
 
 def cut_short(mine: Ours, its: Theirs) -> bool:
     """Whether the two differ as they do where perf's copy of the stack ends."""
-    if mine.last_word:
-        return its.frames == (*mine.frames[:-1], BOGUS)
-    return mine.end == End.MEMORY_FAULT and its.frames == (*mine.frames, BOGUS)
+    if not mine.last_word and mine.end != End.MEMORY_FAULT:
+        return False
+    found = mine.frames[:-1] if mine.last_word else mine.frames
+    return its.frames in (found, (*found, BOGUS))
 
 
 def outermost(mine: Ours) -> str:
