@@ -138,6 +138,8 @@ class SampleLayout:
         if self.kinds & SAMPLE.read:
             here += self._read_size(data, here, end)
         if not self.kinds & SAMPLE.callchain:
+            if here > end:  # many values of READ_GROUP
+                raise FormatError("a sample ends within its fields", _WHERE, at)
             return here, 0
         count = self._number(data, here, end)
         if here + 8 + 8 * count > end:
