@@ -9,13 +9,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tests.perf_files import FIELDS, KERNEL_CHAIN, Built
 from unwind.arch.x86_64 import ARCH, RIP, RSP
 from unwind.files import Files
 from unwind.frames import End
+from unwind.perf.constants import CONTEXT, SAMPLE
 from unwind.sampling import Sampler, split_callchain
 from unwind.testing.chains import Chain
 from unwind.testing.images import FIRST, image
+from unwind.testing.recording_files import FIELDS, Recording, Sampled
 from unwind.testing.snapshots import chains
 from unwind.transports.perf_data import TRANSPORT, PerfSource
 from unwind.unpack import Input
@@ -25,7 +26,7 @@ if TYPE_CHECKING:
     from unwind.perf.samples import Sample
     from unwind.sampling import Walked
 
-MACHINES = {"x86_64": "x86_64", "arm64": "aarch64", "mips32": "mips", "mips32el": "mips"}
+KERNEL_CHAIN = (CONTEXT.kernel, 0xFFFF_FFFF_8100_0010, 0xFFFF_FFFF_8100_0020)
 
 
 def walked(data: bytes) -> tuple[PerfSource, list[tuple[Sample, Walked]]]:
@@ -59,34 +60,30 @@ def test_a_built_stack_is_found_on_every_machine(
     library = tmp_path_factory.getbasetemp() / "chain.so"
     file = image(made)
     library.write_bytes(file)
-    built = Built(arch, sum(fields), read_format, MACHINES[arch.name], is_stream)
+    stack = stack[sp - start :]
+    built = Recording(arch, sum(fields), -(-len(stack) // 8) * 8, read_format=read_format)
     built.registers = registers
-    built.comm(7, "chain", 1, exec=True)
-    built.map(7, FIRST + made.bias, -(-len(file) // 4096) * 4096, str(library), 2)
-    built.sample(7, 3, made.registers, stack[sp - start :], KERNEL_CHAIN)
-    source, [(sample, (pcs, end, _, _))] = walked(built.build())
+    built.comm(7, 7, 1, "chain", exec=True)
+    built.mapping(7, 2, FIRST + made.bias, -(-len(file) // 4096) * 4096, str(library))
+    built.sample(Sampled(7, 7, 3, made.registers, stack, callchain=KERNEL_CHAIN))
+    source, [(sample, (pcs, end, _, _))] = walked(built.build(is_stream))
     assert source.warnings == []
     assert (source.arch.name, sample[0].comm, sample[1]) == (arch.name, "chain", 3)
     kernel = split_callchain(sample[5])[0]
-    assert kernel == (KERNEL_CHAIN[1:] if sum(fields) & FIELDS[8] else ())
+    assert kernel == (KERNEL_CHAIN[1:] if SAMPLE.callchain in fields else ())
     needed = set(arch.names) & set(registers) >= {arch.fp} | {arch.sp}
     if end == End.OUTERMOST and needed:
         assert pcs == [frame.pc for frame in made.frames]
     assert pcs == [frame.pc for frame in made.frames][: len(pcs)]
 
 
-def plain() -> Built:
-    """A recording of x86_64 whose processes have their mappings, and no more registers than two."""
-    built = Built(ARCH, SAMPLE_IP, machine="x86_64")
-    built.registers = (RSP, RIP)
-    return built
+def plain() -> Recording:
+    """A recording of x86_64 whose samples have no more registers than two."""
+    return Recording(ARCH, 0, 64, registers=(RSP, RIP))
 
 
-SAMPLE_IP = FIELDS[1]
-
-
-def at(built: Built, pid: int, time: int, pc: int) -> None:
-    built.sample(pid, time, {RSP: 0x7FFE_0000, RIP: pc}, bytes(64))
+def at(built: Recording, pid: int, time: int, pc: int) -> None:
+    built.sample(Sampled(pid, pid, time, {RSP: 0x7FFE_0000, RIP: pc}, bytes(64)))
 
 
 def where(data: bytes) -> list[tuple[int, str | None, str | None]]:
@@ -101,7 +98,7 @@ def where(data: bytes) -> list[tuple[int, str | None, str | None]]:
 
 def test_samples_come_in_the_order_of_time_round_by_round() -> None:
     built = plain()
-    built.comm(7, "a", 1)
+    built.comm(7, 7, 1, "a")
     for times in ((50, 90), (40, 120), (100, 130), (125,)):
         for time in times:
             at(built, 7, time, 0x1000)
@@ -111,9 +108,9 @@ def test_samples_come_in_the_order_of_time_round_by_round() -> None:
 
 def test_a_mapping_takes_the_place_of_what_was_there() -> None:
     built = plain()
-    built.map(7, 0x1000, 0x4000, "//one", 1)
+    built.mapping(7, 1, 0x1000, 0x4000, "//one")
     at(built, 7, 2, 0x2000)
-    built.map(7, 0x2000, 0x1000, "//two", 3)
+    built.mapping(7, 3, 0x2000, 0x1000, "//two")
     for time, pc in ((4, 0x1FFF), (5, 0x2000), (6, 0x2FFF), (7, 0x3000), (8, 0x5000)):
         at(built, 7, time, pc)
     names = [name for _, _, name in where(built.build())]
@@ -122,15 +119,15 @@ def test_a_mapping_takes_the_place_of_what_was_there() -> None:
 
 def test_a_child_inherits_and_an_exec_drops() -> None:
     built = plain()
-    built.comm(7, "parent", 1)
-    built.map(7, 0x1000, 0x1000, "//parents", 2)
-    built.fork(8, 7, 3)
+    built.comm(7, 7, 1, "parent")
+    built.mapping(7, 2, 0x1000, 0x1000, "//parents")
+    built.fork(8, 8, 7, 3)
     at(built, 8, 4, 0x1000)
-    built.map(8, 0x1000, 0x1000, "//childs", 5)
+    built.mapping(8, 5, 0x1000, 0x1000, "//childs")
     at(built, 7, 6, 0x1000)
     at(built, 8, 7, 0x1000)
-    built.fork(9, 8, 8)
-    built.comm(8, "other", 9, exec=True)
+    built.fork(9, 9, 8, 8)
+    built.comm(8, 8, 9, "other", exec=True)
     at(built, 8, 10, 0x1000)
     at(built, 9, 11, 0x1000)
     assert where(built.build()) == [
@@ -144,13 +141,13 @@ def test_a_child_inherits_and_an_exec_drops() -> None:
 
 def test_a_space_is_extended_and_shared_but_never_changed() -> None:
     built = plain()
-    built.map(7, 0x1000, 0x1000, "//one", 1)
+    built.mapping(7, 1, 0x1000, 0x1000, "//one")
     at(built, 7, 2, 0x1000)
-    built.map(7, 0x3000, 0x1000, "//two", 3)
+    built.mapping(7, 3, 0x3000, 0x1000, "//two")
     at(built, 7, 4, 0x3000)
-    built.fork(8, 7, 5)
+    built.fork(8, 8, 7, 5)
     at(built, 8, 6, 0x3000)
-    built.map(8, 0x3000, 0x1000, "//three", 7)
+    built.mapping(8, 7, 0x3000, 0x1000, "//three")
     at(built, 8, 8, 0x3000)
     at(built, 7, 9, 0x3000)
     with Files() as files, TRANSPORT.read(Input(built.build()), "x", files) as source:
@@ -175,8 +172,8 @@ def test_tasks_of_32_bits_are_named_and_counted() -> None:
 def test_what_is_known_of_a_space_goes_with_it() -> None:
     built = plain()
     for n in range(20):
-        built.comm(7, "again", 10 * n, exec=True)
-        built.map(7, 0x1000, 0x1000, "//code", 10 * n + 1)
+        built.comm(7, 7, 10 * n, "again", exec=True)
+        built.mapping(7, 10 * n + 1, 0x1000, 0x1000, "//code")
         at(built, 7, 10 * n + 2, 0x1000)
     with Files() as files, TRANSPORT.read(Input(built.build()), "x", files) as source:
         sampler = Sampler(source.snapshot, Unwinder(source.arch))

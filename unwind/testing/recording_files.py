@@ -7,7 +7,7 @@ include/uapi/linux/perf_event.h.
 from __future__ import annotations
 
 import struct
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -17,15 +17,22 @@ from unwind.testing.damage import Area, Field
 if TYPE_CHECKING:
     from unwind.architecture import Architecture
 
-__all__ = ["Recording", "Sampled"]
+__all__ = ["FIELDS", "Recording", "Sampled"]
 
 _MAGIC = b"PERFILE2"
 _ATTR = 136  # bytes of struct perf_event_attr, as of Linux 6.13
 _SOFTWARE, _CPU_CLOCK = 1, 0
-_SAMPLE_ID_ALL = 18  # its bit among the flags
+_SAMPLE_ID_ALL, _COMM_EXEC = 18, 24  # their bits among the flags
+_ENABLED, _RUNNING, _ID, _GROUP, _LOST = 1, 2, 4, 8, 16  # PERF_FORMAT_…
 _PROT_READ_EXEC = 5
 _ABI_64, _ABI_32 = 2, 1
 _UNAMES = {"arm64": "aarch64", "mips32": "mips", "mips32el": "mips"}
+
+FIELDS = (
+    *(SAMPLE.identifier, SAMPLE.addr, SAMPLE.id, SAMPLE.stream_id, SAMPLE.cpu, SAMPLE.period),
+    *(SAMPLE.read, SAMPLE.callchain, SAMPLE.raw, SAMPLE.branch_stack),
+)
+"""What a sample may hold beside what a stack needs: bits of `Recording.kinds`."""
 
 
 @dataclass(frozen=True)
@@ -46,14 +53,17 @@ class Sampled:
 class Recording:
     """What perf recorded of one event, and how: build it by the methods, then take the bytes.
 
-    `kinds` are bits of SAMPLE beside those that a stack needs; `dump` is how many bytes of stack
-    each sample has room for.
+    `kinds` are bits of SAMPLE beside those that a stack needs, `read_format` those of what READ
+    holds; `dump` is how many bytes of stack each sample has room for. `registers` are the DWARF
+    numbers of those that samples have, None for all that perf knows.
     """
 
     arch: Architecture
     kinds: int = SAMPLE.cpu | SAMPLE.period | SAMPLE.callchain
     dump: int = 8192
     sample_id_all: bool = True
+    read_format: int = 0
+    registers: Collection[int] | None = None
     records: list[bytes] = field(default_factory=list)
 
     @property
@@ -66,9 +76,11 @@ class Recording:
         needed = SAMPLE.ip | SAMPLE.tid | SAMPLE.time | SAMPLE.regs_user | SAMPLE.stack_user
         return self.kinds | needed
 
-    def mapping(self, pid: int, time: int, start: int, length: int, name: str) -> None:
-        """A file is mapped executable from its first byte on."""
-        numbers = self._pack("IIQQQ", pid, pid, start, length, 0)
+    def mapping(
+        self, pid: int, time: int, start: int, length: int, name: str, offset: int = 0
+    ) -> None:
+        """A file is mapped executable from its byte `offset` on."""
+        numbers = self._pack("IIQQQ", pid, pid, start, length, offset)
         inode = self._pack("IIQQ", 0, 0, 0, 0)
         body = numbers + inode + self._pack("II", _PROT_READ_EXEC, 2) + _padded(name)
         self._record(RECORD.mmap2, MISC.user, body + self._trailer(pid, pid, time))
@@ -83,6 +95,11 @@ class Recording:
         """A process or, if `pid` is its parent's, a thread begins."""
         body = self._pack("IIIIQ", pid, parent, tid, parent, time)
         self._record(RECORD.fork, 0, body + self._trailer(parent, parent, time))
+
+    def exit(self, pid: int, tid: int, parent: int, time: int) -> None:
+        """A thread ends."""
+        body = self._pack("IIIIQ", pid, parent, tid, parent, time)
+        self._record(RECORD.exit, 0, body + self._trailer(pid, tid, time))
 
     def round(self) -> None:
         """What comes later is not earlier than what came before the last round."""
@@ -101,7 +118,7 @@ class Recording:
             (SAMPLE.stream_id, self._pack("Q", 1)),
             (SAMPLE.cpu, self._pack("II", sampled.cpu, 0)),
             (SAMPLE.period, self._pack("Q", sampled.period)),
-            (SAMPLE.read, self._pack("Q", sampled.period)),
+            (SAMPLE.read, self._read(sampled.period)),
         )
         body = b"".join(packed for bit, packed in numbers if kinds & bit)
         if kinds & SAMPLE.callchain:
@@ -109,10 +126,9 @@ class Recording:
             body += self._pack(f"{1 + len(chain)}Q", len(chain), *chain)
         if kinds & SAMPLE.raw:
             body += self._pack("I", 4) + b"rawd"
-        offsets = sorted(
-            (offset, number) for number, offset in arch.layouts["perf"].offsets.items()
-        )
-        values = [sampled.registers.get(number, 0x5A5A) for _, number in offsets]
+        if kinds & SAMPLE.branch_stack:
+            body += self._pack("7Q", 2, *range(6))  # two of them, each from, to and flags
+        values = [sampled.registers.get(number, 0x5A5A) for _, number in self._layout()]
         body += self._pack(f"Q{len(values)}Q", self._abi(), *values)
         dump = sampled.stack[: self.dump]
         body += self._pack("Q", self.dump) + dump.ljust(self.dump, b"\xa5")
@@ -155,12 +171,29 @@ class Recording:
         return tuple(found)
 
     def _attr(self) -> bytes:
-        flags = self.sample_id_all << _SAMPLE_ID_ALL
+        flags = self.sample_id_all << _SAMPLE_ID_ALL | 1 << _COMM_EXEC
         if self.order == ">":  # bit fields begin with the highest bit there
             flags = int(f"{flags:064b}"[::-1], 2)
-        bits = sum(1 << offset // 8 for offset in self.arch.layouts["perf"].offsets.values())
-        attr = self._pack("IIQQQQQ", _SOFTWARE, _ATTR, _CPU_CLOCK, 1, self.sample_type, 0, flags)
+        bits = sum(1 << offset // 8 for offset, _ in self._layout())
+        what = _SOFTWARE, _ATTR, _CPU_CLOCK, 1, self.sample_type, self.read_format, flags
+        attr = self._pack("IIQQQQQ", *what)
         return (attr.ljust(80, b"\0") + self._pack("QI", bits, self.dump)).ljust(_ATTR, b"\0")
+
+    def _layout(self) -> list[tuple[int, int]]:
+        """The registers of a sample as (offset among all that perf knows, DWARF number)."""
+        offsets = self.arch.layouts["perf"].offsets
+        wanted = offsets if self.registers is None else self.registers
+        return sorted((offsets[number], number) for number in wanted)
+
+    def _read(self, count: int) -> bytes:
+        """What READ holds; of a group there are two events."""
+        form = self.read_format
+        times = self._pack("Q", 1) * (bool(form & _ENABLED) + bool(form & _RUNNING))
+        more = self._pack("Q", 1) * (bool(form & _ID) + bool(form & _LOST))
+        one = self._pack("Q", count)
+        if form & _GROUP:
+            return self._pack("Q", 2) + times + (one + more) * 2
+        return one + times + more
 
     def _trailer(self, pid: int, tid: int, time: int) -> bytes:
         """The sample_id behind other records."""

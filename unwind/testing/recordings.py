@@ -8,19 +8,16 @@ from dataclasses import dataclass, field, replace
 from hypothesis import assume
 from hypothesis import strategies as st
 
-from unwind.perf.constants import SAMPLE
 from unwind.testing.chains import Chain, Known, chain
 from unwind.testing.damaged import wounded
 from unwind.testing.dialects import DIALECTS
 from unwind.testing.images import FIRST, image
-from unwind.testing.recording_files import Recording, Sampled
+from unwind.testing.recording_files import FIELDS, Recording, Sampled
 from unwind.testing.snapshots import NAMES, Drawn
 
 __all__ = ["RecordingMade", "damaged_recordings", "recordings"]
 
 _LARGEST = 60_000  # bytes of stack that a record has room for: its size is a number of 16 bits
-_MORE = (SAMPLE.identifier, SAMPLE.addr, SAMPLE.id, SAMPLE.cpu, SAMPLE.period, SAMPLE.read)
-_KINDS = (*_MORE, SAMPLE.stream_id, SAMPLE.callchain, SAMPLE.raw)
 
 
 @dataclass(frozen=True)
@@ -57,8 +54,9 @@ def recordings(draw: st.DrawFn, archs: Sequence[str] = NAMES, most: int = 3) -> 
     stacks = [_stack(found) for found in chains]
     dump = max(len(stack) for stack in stacks)
     assume(dump <= _LARGEST)
-    kinds = sum(draw(st.sets(st.sampled_from(_KINDS))))
-    made = Recording(dialect.arch, kinds, dump + -dump % 8)
+    kinds = sum(draw(st.sets(st.sampled_from(FIELDS))))
+    read_format = draw(st.integers(0, 31))
+    made = Recording(dialect.arch, kinds, dump + -dump % 8, read_format=read_format)
     files: dict[str, bytes] = {}
     rounds = []
     for n, (found, stack) in enumerate(zip(chains, stacks, strict=True)):
