@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import gc
+import tracemalloc
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tests.recordings import shipped
 from unwind.arch.x86_64 import ARCH, RIP, RSP
+from unwind.cli.perf import main
+from unwind.elf import PT, Elf
 from unwind.files import Files
 from unwind.frames import End
 from unwind.perf.constants import CONTEXT, SAMPLE
@@ -182,3 +188,46 @@ def test_what_is_known_of_a_space_goes_with_it() -> None:
             sampler.walk(sample)
             most = max(most, len(sampler.fast._spaces))
     assert 0 < most <= 3
+
+
+def short_processes(path: Path, program: Path, count: int) -> Path:
+    """A recording of a shell that runs `program` so many times, each time somewhere else."""
+    elf = Elf(program.read_bytes(), str(program))
+    code = next(row for row in elf.program_rows if row[0] == PT.LOAD and row[1] & 1)
+    offset, vaddr, size = code[2], code[3], code[4]
+    built = Recording(ARCH, 0, 64, registers=(RSP, RIP))
+    built.comm(7, 7, 1, "shell", exec=True)
+    for n in range(count):
+        pid, time, start = 1000 + n, 100 * n + 10, 0x5500_0000_0000 + 0x10_0000 * n
+        built.fork(pid, pid, 7, time)
+        built.comm(pid, pid, time + 1, "short", exec=True)
+        built.mapping(pid, time + 2, start, -(-size // 4096) * 4096, str(program), offset)
+        for pc in (start, start + 16):
+            at(built, pid, time + 3, pc)
+        built.exit(pid, pid, 7, time + 4)
+        if not n % 10:
+            built.round()
+    assert vaddr % 4096 == 0
+    path.write_bytes(built.build())
+    return path
+
+
+@pytest.mark.parametrize(
+    ("format", "most"),  # bytes for each of them, with what waits for the garbage collector
+    [("--script", 1000), ("--json", 1000), ("--folded", 1000), ("--speedscope", 2500)],
+)
+def test_processes_that_have_ended_take_no_memory(tmp_path: Path, format: str, most: int) -> None:
+    program = tmp_path / "program"
+    program.write_bytes(shipped()["program"])
+    peaks = []
+    for count in (260, 260, 510):  # the first one loads modules
+        recording = short_processes(tmp_path / "perf.data", program, count)
+        gc.collect()
+        tracemalloc.start()
+        try:
+            assert main([str(recording), format, "-o", str(tmp_path / "out")]) == 0
+            peaks.append(tracemalloc.get_traced_memory()[1])
+        finally:
+            tracemalloc.stop()
+    assert (tmp_path / "out").stat().st_size > 20
+    assert (peaks[2] - peaks[1]) / 250 < most

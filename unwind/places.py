@@ -11,6 +11,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from unwind.perf.jit import JitMaps
     from unwind.perf.kallsyms import Kallsyms
+    from unwind.perf.processes import ProcessSpace
     from unwind.space import AddressSpace
     from unwind.symbols.names import Names
 
@@ -44,6 +45,11 @@ class Places:
         if region is not None and region.name:
             return Site(self._binary(region.name), pc)
         return self._sites(space, pc, called)
+
+    def forget(self, space: ProcessSpace) -> None:
+        """Keep no longer what is known of a space that no process has any more."""
+        self._sites.forget(space)
+        self.jit.forget(space.pids[0])
 
     def kernel_site(self, pc: int, called: bool) -> Site:
         """The place of `pc` in the kernel."""

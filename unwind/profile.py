@@ -382,6 +382,7 @@ class _Gathering:
     def __init__(self) -> None:
         self._sites: dict[Site, int] = {}
         self._stacks: dict[tuple[Thread, tuple[int, ...], str], Tally] = {}
+        self._alike: dict[tuple[int, ...], tuple[int, ...]] = {}  # threads share their stacks
 
     def number(self, site: Site) -> int:
         """The number of a site, the same for equal ones."""
@@ -389,10 +390,10 @@ class _Gathering:
 
     def tally(self, thread: Thread, sites: tuple[int, ...], end: str) -> Tally:
         """What is counted of a stack of numbered sites."""
-        key = (thread, sites, end)
-        tally = self._stacks.get(key)
+        tally = self._stacks.get((thread, sites, end))
         if tally is None:
-            tally = self._stacks[key] = Tally(len(self._stacks))
+            sites = self._alike.setdefault(sites, sites)
+            tally = self._stacks[thread, sites, end] = Tally(len(self._stacks))
         return tally
 
     def stack(self, stack: SampledStack, sites: Sequence[Site]) -> int:

@@ -37,6 +37,11 @@ class Sites:
         name = self._name(module, pc, lookup_pc)
         return Site(self.binary(module), module.to_vaddr(pc), name.function, name.offset)
 
+    def forget(self, space: AddressSpace) -> None:
+        """Keep no longer what is known of the modules of a space."""
+        for module in space.modules:
+            self._binaries.pop(id(module), None)
+
     def binary(self, module: Module) -> Binary:
         """The file behind a module, the same for all processes that map it."""
         known = self._binaries.get(id(module))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 
 from unwind.cli.plumbing import Progress, wants_colour, warn
-from unwind.cli.profiles import profile_wanted, times_wanted, write_profiles
+from unwind.cli.profiles import ids_wanted, profile_wanted, times_wanted, write_profiles
 from unwind.cli.stacks import sources_of
 from unwind.errors import SourceError
 from unwind.frames import End
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from unwind.cli.options import Options
     from unwind.frames import Frame
     from unwind.perf.event import Event
-    from unwind.perf.processes import Task
+    from unwind.perf.processes import ProcessSpace, Task
     from unwind.perf.samples import Sample
     from unwind.profile import Counts, Profile, Table
     from unwind.space import AddressSpace
@@ -152,6 +152,12 @@ class Report:
 
         places = self.places
         writer = SampleLines(self.source, self.names.name, places.site, places.kernel_site)
+
+        def gone(space: ProcessSpace) -> None:
+            writer.forget(space)
+            places.forget(space)
+
+        self.source.processes.gone = gone
         for sample in self._samples():
             walked = self.sampler.walk(sample)
             if walked[1] != End.OUTERMOST:
@@ -187,22 +193,38 @@ class Report:
         from unwind.profile import Counts, Thread
 
         places, timed = self.places, times_wanted(self.options)
+        has_ids = ids_wanted(self.options)
         by_event: dict[Event, Counts] = {}
-        tables: dict[tuple[int, int, Event], tuple[Counts, Table, Task, AddressSpace]] = {}
+        tables: dict[AddressSpace, dict[tuple[Task, int], tuple[Event, Counts, Table]]] = {}
         explained: set[tuple[str, str | None]] = set()
-        for sample in self._samples():
-            task, time, event, _, weight, chain, space = sample[:7]
-            key = id(task), id(space), event
-            known = tables.get(key)
+
+        def gone(space: ProcessSpace) -> None:
+            tables.pop(space, None)
+            for counts in by_event.values():
+                counts.forget(space)
+            places.forget(space)
+
+        def table(space: AddressSpace, task: Task, event: Event) -> tuple[Counts, Table]:
+            """Where samples of a thread are counted."""
+            known = tables.setdefault(space, {}).get((task, id(event)))
             if known is None:
                 counts = by_event.get(event)
                 if counts is None:
                     counts = by_event[event] = Counts(
                         event.name, event.unit, places.site, places.kernel_site, timed
                     )
-                table = counts.table(space, Thread(task.pid, task.tid, task.comm))
-                # Task and space are kept, or others might have their ids.
-                known = tables[key] = counts, table, task, space
+                pid, tid = (task.pid, task.tid) if has_ids else (None, None)
+                thread = Thread(pid, tid, task.comm)
+                known = tables[space][task, id(event)] = event, counts, counts.table(space, thread)
+            return known[1:]
+
+        self.source.processes.gone = gone
+        last: tuple[AddressSpace, Task, Event] | None = None
+        for sample in self._samples():
+            task, time, event, _, weight, chain, space = sample[:7]
+            if last is None or last[0] is not space or last[1] is not task or last[2] is not event:
+                last = space, task, event
+                counts, counted = table(*last)
             walked = self.sampler.walk(sample)
             pcs, end, how, _ = walked
             detail = ""
@@ -214,7 +236,7 @@ class Report:
                     explained.add(cut)
                     detail = self.sampler.detail(sample, walked)
             kernel = split_callchain(chain)[0] if chain else ()
-            known[0].add(known[1], tuple(pcs), end, weight, how, kernel, detail, time / 1e9)
+            counts.add(counted, tuple(pcs), end, weight, how, kernel, detail, time / 1e9)
         return [counts.profile() for counts in by_event.values()]
 
     def _explain(self, wanted: str) -> None:

@@ -7,7 +7,14 @@ import sys
 
 from unwind.errors import SourceError
 
-__all__ = ["add_profile_options", "profile_wanted", "times_wanted", "write_profiles", "write_text"]
+__all__ = [
+    "add_profile_options",
+    "ids_wanted",
+    "profile_wanted",
+    "times_wanted",
+    "write_profiles",
+    "write_text",
+]
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -49,6 +56,11 @@ def profile_wanted(options: Options) -> bool:
 def times_wanted(options: Options) -> bool:
     """Whether the time of each sample is of use: `Counts(timed=...)`."""
     return bool(options.firefox or options.speedscope)
+
+
+def ids_wanted(options: Options) -> bool:
+    """Whether pid and tid of a thread are of use, or its name alone: `Counts.table`."""
+    return not (options.folded or options.flamegraph)
 
 
 def write_profiles(

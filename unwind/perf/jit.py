@@ -28,6 +28,10 @@ class JitMaps:
         """Where the map of a process lies."""
         return self.pattern.replace("%d", str(pid))
 
+    def forget(self, pid: int) -> None:
+        """Keep the map of a process no longer."""
+        self._maps.pop(pid, None)
+
     def find(self, pid: int, address: int) -> tuple[str, int] | None:
         """The name of the code at `address`, and the offset in it."""
         known = self._maps.get(pid)

@@ -16,10 +16,12 @@ __all__ = ["Mapped", "Process", "ProcessSpace", "Processes", "Task"]
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from unwind.architecture import Architecture
     from unwind.modules import Module
 
-_MOST_DEAD = 2  # processes that are remembered after their end, with all that is known of them
+_MOST_DEAD = 256  # processes whose names are remembered after their end
 _MOST_PARENTS = 8  # whose run-time code a process is looked for in
 _MOST_MAPPINGS = 65536  # of one process: Linux's vm.max_map_count
 
@@ -45,11 +47,16 @@ class Task:
 
 
 class ProcessSpace(AddressSpace):
-    """The address space of the process pids[0], or one it was forked from: the others."""
+    """The address space of the process pids[0], or one it was forked from: the others.
 
-    __slots__ = ("pids",)
+    `users` is how many processes have it now: a child has that of its parent until one of them
+    maps something.
+    """
+
+    __slots__ = ("pids", "users")
 
     pids: tuple[int, ...]
+    users: int
 
 
 class Process:
@@ -61,16 +68,15 @@ class Process:
     the children of a shell share what is known of it.
     """
 
-    __slots__ = ("_known", "_modules", "_shared", "_tasks", "mapped", "pids", "space")
+    __slots__ = ("_all", "_known", "mapped", "pids", "space", "tids")
 
-    def __init__(self, pids: tuple[int, ...], modules: _Modules):
+    def __init__(self, pids: tuple[int, ...], all: Processes):
         self.pids = pids
         self.space: ProcessSpace | None = None
         self.mapped: list[Mapped] = []  # by address, without overlap
-        self._modules = modules
+        self._all = all
         self._known: ProcessSpace | None = None  # what `space` was before a mapping was added
-        self._shared = False
-        self._tasks: set[int] = set()
+        self.tids: set[int] = set()  # of its threads
 
     def map(self, new: Mapped | None, start: int, end: int) -> None:
         """[start, end) is replaced by `new`, by nothing that runs where that is None."""
@@ -88,7 +94,7 @@ class Process:
         if len(mapped) >= _MOST_MAPPINGS:
             return
         if high > low:
-            self._known = self.space = None
+            self._leave()
         elif self.space is not None:
             self._known, self.space = self.space, None
         if new is not None:
@@ -98,40 +104,60 @@ class Process:
 
     def forked(self, pid: int) -> Process:
         """A child with the same mappings."""
-        child = Process((pid, *self.pids[:_MOST_PARENTS]), self._modules)
+        child = Process((pid, *self.pids[:_MOST_PARENTS]), self._all)
         child.mapped, child.space, child._known = self.mapped, self.space, self._known
-        self._shared = child._shared = True
+        held = self.space or self._known
+        if held is not None:
+            held.users += 1
         return child
 
     def current(self) -> ProcessSpace:
         """The address space as it is now."""
         if self.space is not None:
             return self.space
-        known, mapped = self._known, self.mapped
-        if known is not None and not self._shared:
+        known, mapped, all = self._known, self.mapped, self._all
+        if known is not None and known.users == 1 and known.pids == self.pids:
             there = {region.start for region in known.regions}
             added = [entry for entry in mapped if entry.start not in there]
-            known.extend(self._modules.of(added), _regions(added))
-            self.space = known
-        else:
-            arch = self._modules.arch
-            fixed = [Region(a, b, True, name) for a, b, name in arch.fixed_regions]
-            regions = [*_regions(mapped), *fixed]
-            self.space = ProcessSpace(arch, self._modules.of(mapped), regions, complete=False)
-            self.space.pids = self.pids
-            self._shared = False
-        self._known = None
-        return self.space
+            known.extend(all.modules_of(added), _regions(added))
+            self.space, self._known = known, None
+            return known
+        self._leave()
+        fixed = [Region(a, b, True, name) for a, b, name in all.arch.fixed_regions]
+        regions = [*_regions(mapped), *fixed]
+        space = self.space = ProcessSpace(all.arch, all.modules_of(mapped), regions, False)
+        space.pids, space.users = self.pids, 1
+        return space
+
+    def end(self) -> None:
+        """Nothing is mapped any more."""
+        self.mapped = []
+        self._leave()
+
+    def _leave(self) -> None:
+        """Have a space no longer."""
+        held = self.space or self._known
+        self.space = self._known = None
+        if held is not None:
+            held.users -= 1
+            if held.users == 0:
+                self._all.gone(held)
 
 
 class Processes:
-    """The processes of a recording and their threads, as its records tell of them."""
+    """The processes of a recording and their threads, as its records tell of them.
+
+    `gone` is called with a space that no process has any more: no sample will be in it, and who
+    keeps something by spaces may forget that.
+    """
 
     def __init__(self, arch: Architecture, files: CodeFiles):
+        self.arch = arch
         self.tasks: dict[int, Task] = {}
         self.kernel: list[Mapped] = []
         self.count = 0
-        self._modules = _Modules(arch, files)
+        self.gone: Callable[[ProcessSpace], None] = lambda _: None
+        self._files = files
         self._processes: dict[int, Process] = {}
         self._dead: dict[int, None] = {}  # in the order of their ends
 
@@ -148,14 +174,15 @@ class Processes:
         """The process `pid`, also one that no record told of."""
         process = self._processes.get(pid)
         if process is None:
-            process = self._processes[pid] = Process((pid,), self._modules)
+            process = self._processes[pid] = Process((pid,), self)
             self.count += 1
         return process
 
     def comm(self, pid: int, tid: int, name: str, exec: bool) -> None:
         """A thread is called `name` from now on; `exec`: because it runs another program."""
         if exec:
-            self._processes[pid] = Process((pid,), self._modules)
+            self._replace(pid, Process((pid,), self))
+        self._dead.pop(pid, None)
         self._put(self.process(pid), tid, name)
 
     def fork(self, pid: int, tid: int, parent_pid: int, parent_tid: int, bare: bool) -> None:
@@ -165,28 +192,31 @@ class Processes:
         if pid != parent_pid:
             known = self._processes.get(parent_pid)
             bare = bare or known is None
-            self._processes[pid] = (
-                known.forked(pid) if known and not bare else Process((pid,), self._modules)
-            )
+            child = known.forked(pid) if known and not bare else Process((pid,), self)
+            self._replace(pid, child)
             self._dead.pop(pid, None)
             self.count += 1
         self._put(self.process(pid), tid, comm)
 
     def exit(self, pid: int, tid: int) -> None:
-        """A thread ends. Samples may still come: what is known of it is kept for a while."""
+        """A thread ends. The kernel may still be sampled on its behalf: its name stays a while."""
         process = self._processes.get(pid)
         if process is None:
             return
-        process._tasks.discard(tid)
-        if process._tasks:
-            self.tasks.pop(tid, None) if tid != pid else None
+        process.tids.discard(tid)
+        if tid != pid:
+            self.tasks.pop(tid, None)
+        if process.tids:
             return
+        process.end()
         self._dead[pid] = None
         if len(self._dead) > _MOST_DEAD:
             oldest = next(iter(self._dead))
             del self._dead[oldest]
-            self._processes.pop(oldest, None)
-            self.tasks.pop(oldest, None)
+            gone = self._processes.pop(oldest)
+            for thread in (oldest, *gone.tids):
+                self.tasks.pop(thread, None)
+            gone.end()
 
     def map(self, pid: int, new: Mapped, executable: bool) -> None:
         """A process maps something, perhaps over what was there."""
@@ -197,25 +227,25 @@ class Processes:
         else:
             self.process(pid).map(new if executable else None, new.start, new.end)
 
-    def _put(self, process: Process, tid: int, comm: str | None) -> Task:
-        task = self.tasks[tid] = Task(process, tid, comm)
-        process._tasks.add(tid)
-        return task
-
-
-class _Modules:
-    """Makes modules of mappings."""
-
-    def __init__(self, arch: Architecture, files: CodeFiles):
-        self.arch, self.files = arch, files
-
-    def of(self, mapped: list[Mapped]) -> list[Module]:
+    def modules_of(self, mapped: list[Mapped]) -> list[Module]:
         """The modules among what a process has mapped: files, and the vdso."""
         return [
-            self.files.module(entry.name, entry.start, entry.end, entry.offset, entry.build_id)
+            self._files.module(entry.name, entry.start, entry.end, entry.offset, entry.build_id)
             for entry in mapped
             if entry.name == VDSO or (entry.name[:1] == "/" and entry.name[:2] != "//")
         ]
+
+    def _replace(self, pid: int, process: Process) -> None:
+        """The process `pid` is this from now on."""
+        before = self._processes.get(pid)
+        self._processes[pid] = process
+        if before is not None:
+            before.end()
+
+    def _put(self, process: Process, tid: int, comm: str | None) -> Task:
+        task = self.tasks[tid] = Task(process, tid, comm)
+        process.tids.add(tid)
+        return task
 
 
 def _regions(mapped: list[Mapped]) -> list[Region]:

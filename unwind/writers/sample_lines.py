@@ -44,9 +44,10 @@ class SampleLines:
         self._arch = source.arch
         self._source = source
         self._began = False
-        self._index: dict[int, int] = {}
-        self._modules: list[Module] = []  # they are kept, or others might have their ids
-        self._frames: dict[tuple[object, ...], str] = {}
+        self._index: dict[int, int] = {}  # by the ids of modules that their spaces keep
+        self._count = 0  # of modules so far
+        self._frames: dict[AddressSpace, dict[tuple[object, ...], str]] = {}
+        self._kept = 0  # frames whose text is kept
         self._new: list[dict[str, Any]] = []
 
     def begin(self) -> Iterator[str]:
@@ -54,6 +55,12 @@ class SampleLines:
         if not self._began:
             self._began = True
             yield dumps(document(self._source, (), (), self._name)) + "\n"
+
+    def forget(self, space: AddressSpace) -> None:
+        """Keep nothing of a space in which no sample will be any more."""
+        for module in space.modules:
+            self._index.pop(id(module), None)
+        self._kept -= len(self._frames.pop(space, ()))
 
     def sample(
         self,
@@ -67,10 +74,15 @@ class SampleLines:
         task, time, event, cpu, period, _, space = sample[:7]
         pcs, end, how, stack = walked
         frames = [self._kernel_frame(pc, n > 0) for n, pc in enumerate(kernel)]
+        known = self._frames.setdefault(space, {})
         for n, pc in enumerate(pcs):
             trust, called = how[n] if how is not None else _plain(n)
             signal = stack is not None and stack.frames[n].signal
-            frames.append(self._frame(space, task.pid, pc, trust, called, signal))
+            key = pc, trust, called, signal
+            text = known.get(key)
+            if text is None:
+                text = known[key] = self._frame(space, task.pid, *key)
+            frames.append(text)
         if self._new:
             yield dumps({"modules": self._new}) + "\n"
             self._new = []
@@ -88,26 +100,25 @@ class SampleLines:
         self, space: AddressSpace, pid: int, pc: int, trust: str, called: bool, signal: bool
     ) -> str:
         """The text of one frame; most frames are met many times."""
-        key = space, pc, trust, called, signal
-        known = self._frames.get(key)
-        if known is None:
-            lookup_pc = self._arch.call_before(pc) if called else pc
-            module = space.find(lookup_pc)
-            if module is not None and id(module) not in self._index:
-                self._index[id(module)] = len(self._modules)
-                self._modules.append(module)
-                self._new.append({**module_entry(module), "pid": pid})
-            frame = Frame(pc, lookup_pc, _NO_REGISTERS, module, trust, called, None, signal)
-            entry = frame_entry(frame, self._arch, self._index, self._name)
-            if entry["function"] is None:
-                site = self._site(space, pc, called)
-                if site.function is not None:
-                    entry["function"] = plain_text(site.function)
-                    entry["offset"] = hex(site.offset or 0)
-            if len(self._frames) >= _MOST_FRAMES:
-                self._frames.clear()
-            known = self._frames[key] = dumps(entry)
-        return known
+        lookup_pc = self._arch.call_before(pc) if called else pc
+        module = space.find(lookup_pc)
+        if module is not None and id(module) not in self._index:
+            self._index[id(module)] = self._count
+            self._count += 1
+            self._new.append({**module_entry(module), "pid": pid})
+        frame = Frame(pc, lookup_pc, _NO_REGISTERS, module, trust, called, None, signal)
+        entry = frame_entry(frame, self._arch, self._index, self._name)
+        if entry["function"] is None:
+            site = self._site(space, pc, called)
+            if site.function is not None:
+                entry["function"] = plain_text(site.function)
+                entry["offset"] = hex(site.offset or 0)
+        if self._kept >= _MOST_FRAMES:
+            for texts in self._frames.values():
+                texts.clear()
+            self._kept = 0
+        self._kept += 1
+        return dumps(entry)
 
     def _kernel_frame(self, pc: int, called: bool) -> str:
         site = self._kernel_site(pc, called)
