@@ -13,6 +13,7 @@ import pytest
 
 from tests.recordings import build, our_stacks, record
 from tests.support import ROOT, python, validate
+from unwind.cli.perf import nanoseconds
 
 
 @pytest.fixture(scope="module")
@@ -100,6 +101,18 @@ def test_filters_choose_samples(place: Path) -> None:
     assert perf(recording, "--event", "nothing", "--script") == ""
     short = perf(recording, "--max-stack", "2", "--script", "-F", "ip")
     assert max(len(stack.split()) for stack in short.split("\n\n")) == 2
+
+
+def test_times_are_taken_to_the_last_digit() -> None:
+    assert nanoseconds("33756.810342") == 33756_810342_000
+    assert (nanoseconds("7"), nanoseconds(".5"), nanoseconds("2.")) == (
+        7 * 10**9,
+        10**9 // 2,
+        2 * 10**9,
+    )
+    for text in ("", ".", "-1", "1e3", "1.2.3", "nan"):
+        with pytest.raises(ValueError, match="^" + re.escape(text)):
+            nanoseconds(text)
 
 
 def test_one_sample_is_explained(place: Path) -> None:

@@ -8,7 +8,7 @@ from unwind.cli.plumbing import Command, Progress, add_common_options
 from unwind.cli.profiles import add_profile_options
 from unwind.cli.stacks import add_file_options, add_walk_options, files_of
 
-__all__ = ["main", "parser", "program"]
+__all__ = ["main", "nanoseconds", "parser", "program"]
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -120,8 +120,15 @@ def _span(text: str) -> tuple[int, int]:
     first, comma, last = text.partition(",")
     if not comma:
         raise ValueError(text)
-    low = int(float(first) * 1e9) if first else 0
-    return low, int(float(last) * 1e9) if last else 1 << 64
+    return nanoseconds(first) if first else 0, nanoseconds(last) if last else 1 << 64
+
+
+def nanoseconds(text: str) -> int:
+    """Seconds as --script prints them, exactly: no float has 33756.810342."""
+    whole, _, fraction = text.strip().partition(".")
+    if not (whole + fraction).isdecimal():
+        raise ValueError(text)
+    return int((whole or "0") + fraction[:9].ljust(9, "0"))
 
 
 COMMAND = Command(_PROG, _declare, _command)

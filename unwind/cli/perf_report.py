@@ -263,9 +263,11 @@ class Report:
 
     def _find(self, wanted: str) -> Sample:
         """The sample of that number or time among those that the options choose."""
+        from unwind.cli.perf import nanoseconds
+
         try:
             number = int(wanted) if wanted.isdecimal() else None
-            time = None if number is not None else int(float(wanted) * 1e6)
+            time = None if number is not None else nanoseconds(wanted) // 1000
         except ValueError:
             raise SourceError(f"--explain: {wanted!r} is neither a number nor a time") from None
         for n, sample in enumerate(self._samples()):
