@@ -322,6 +322,12 @@ def _stop(machine: Machine, text: str) -> bool:
     return True
 
 
+_BRANCHES = "cbz cbnz tbz tbnz".split()
+_CONDITIONAL = "eq ne hs cs lo cc mi pl vs vc hi ls ge lt gt le al nv".split()  # of b.cond
+_INDIRECT = "br braa brab braaz brabz".split()
+_RETURNS = "ret retaa retab".split()
+_STOPS = "eret eretaa eretab drps brk udf hlt".split()
+
 _HANDLERS: dict[str, Callable[[Machine, str], bool | None]] = {
     **dict.fromkeys("stp stnp str stur stlr sttr stlur".split(), _store),
     **dict.fromkeys("strb sturb stlrb sttrb stlurb".split(), _store_narrow(1)),
@@ -335,10 +341,10 @@ _HANDLERS: dict[str, Callable[[Machine, str], bool | None]] = {
     "adr": _adr,
     **dict.fromkeys("bl blr blraa blrab blraaz blrabz".split(), _call),
     "b": _jump,
-    **dict.fromkeys("cbz cbnz tbz tbnz".split(), _branch),
-    **dict.fromkeys("br braa brab braaz brabz".split(), _indirect),
-    **dict.fromkeys("ret retaa retab".split(), _return),
-    **dict.fromkeys("eret eretaa eretab drps brk udf hlt".split(), _stop),
+    **dict.fromkeys(_BRANCHES, _branch),
+    **dict.fromkeys(_INDIRECT, _indirect),
+    **dict.fromkeys(_RETURNS, _return),
+    **dict.fromkeys(_STOPS, _stop),
 }
 
 # They write no register that matters. Signing and authentication leave an address what it is.
@@ -400,12 +406,14 @@ def _last_calls(code: memoryview, vaddr: int, ends: Iterable[int]) -> set[int]:
     last = [end // 4 - first for end in ends if vaddr + 4 <= end <= vaddr + len(code)]
     found: set[int] = set()
     for _ in range(_PADDED // 4):
+        if not last:
+            break
         before = bytes([code[4 * n + 3] for n in last])
-        for n in compress(last, before.translate(_BL)):
-            found.add(vaddr + 4 * n + _displacement(words[n], 26))
+        # A distance and its own place add up to the target, the same for all that lead there.
+        found.update([words[n] + n & 0x3FF_FFFF for n in compress(last, before.translate(_BL))])
         padded = compress(last, before.translate(_MAY_PAD))
         last = [n - 1 for n in padded if n and words[n] in _PADDING]
-    return found
+    return {vaddr + _displacement(target, 26) for target in found}
 
 
 def _starts(code: memoryview, vaddr: int) -> Iterator[int]:
@@ -575,4 +583,6 @@ MODEL = CodeModel(
     starts=_starts,
     begins=_begins,
     last_calls=_last_calls,
+    stops=frozenset({"b", *_INDIRECT, *_RETURNS, *_STOPS}),
+    branches=frozenset({"b", *_BRANCHES, *(f"b.{condition}" for condition in _CONDITIONAL)}),
 )

@@ -199,6 +199,32 @@ def test_code_behind_an_epilogue_has_its_row_again(tmp_path: Path) -> None:
     assert cfas(rows) == [(SP, 0), *[(SP, 32)] * 3, (SP, 0), (SP, 32), (SP, 32), (SP, 0)]
 
 
+def test_what_follows_a_call_that_does_not_return_has_the_row_of_a_jump(tmp_path: Path) -> None:
+    """glibc's __wcscpy_chk: a `ret` with a frame, were it reached from the call before it."""
+    assert MODEL is not None
+    source = """
+        b 2f
+    1:  cbz x0, 3f
+    2:  cbnz x1, 1b
+        stp x29, x30, [sp, #-16]!
+        bl fails
+    3:  ret
+        .set fails, . + 64
+        """
+    path = gcc(tmp_path, f".arch armv8.5-a\n{source}", "-c", name="f.s")
+    code = b"".join(word for _, word, _ in disassembly(path))
+    instructions = disassembler(MODEL)(code, 0)
+    asked = []
+
+    def never(called: set[int]) -> set[int]:
+        asked.append(called)
+        return called
+
+    last = [emulate(MODEL, instructions, never=each).row(20) for each in (None, never)]
+    assert cfas(last) == [(SP, 16), (SP, 0)]
+    assert asked == [{24 + 64}]
+
+
 def test_what_overwrites_a_slot_loses_what_it_held(tmp_path: Path) -> None:
     rows = rows_of(tmp_path, "str x19, [sp, #-16]!\nmov x19, #1\nstrb w1, [sp, #3]\nnop\nret\n")
     assert rows[2] is not None

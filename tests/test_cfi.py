@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from itertools import pairwise
 from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tests.elves import library
 from tests.test_reader import FORMATS
 from unwind.dwarf.cfi import Broken, Cie, Fde, FrameSection, Terminator
 from unwind.dwarf.constants import DW_EH_PE
 from unwind.dwarf.rows import rows
+from unwind.elf import Elf
 from unwind.errors import FormatError, MemoryFault
+from unwind.image import Image
 from unwind.protocols import ByteOrder
 from unwind.rules import CfaRegister
 from unwind.testing.assembler import (
@@ -263,6 +267,24 @@ def test_fdes_share_their_cie() -> None:
     frames = Section(FDE(0x5000, 16, cie=cie), FDE(0x6000, 16, cie=cie)).frames()
     first, second = (entry for entry in frames.entries() if isinstance(entry, Fde))
     assert first.cie is second.cie
+
+
+def test_the_fde_before_another_is_found_backwards() -> None:
+    cie = CIE()
+    section = Section(FDE(0x6000, 16, PROGRAM, cie), FDE(0x5000, 16, cie=cie), TERMINATOR)
+    section.add(FDE(0x7000, 16))
+    frames = section.frames()
+    first, second, third = (entry for entry in frames.entries() if isinstance(entry, Fde))
+    assert [frames.before(each) for each in (first, second, third)] == [None, first, None]
+
+
+def test_each_fde_of_the_c_library_is_found_from_the_next_one() -> None:
+    path = library("libc.so.6")
+    (frames,) = Image(Elf(path.read_bytes(), str(path))).frame_sections
+    pairs = [pair for pair in pairwise(frames.entries()) if isinstance(pair[1], Fde)]
+    assert len(pairs) > 2000
+    for entry, fde in pairs:
+        assert frames.before(fde) == (entry if isinstance(entry, Fde) else None)
 
 
 def test_a_terminator_ends_what_has_no_size_of_its_own() -> None:

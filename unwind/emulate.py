@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from bisect import bisect_right
 from heapq import heappop, heappush
+from sys import maxsize
 
 from unwind.machine import CFA, CONSTANT, NO_CALLER, RESTORED, RETURN_ADDRESS, Machine, State
 from unwind.rules import (
@@ -131,17 +132,19 @@ def emulate(
 
     `entries` are the states at places where control comes in from other code; `callable`: it
     also comes in at the first instruction, by a call. `never` is asked which of the functions
-    called do not return, where some code is reached by nothing: what comes before it is no clue.
+    called do not return, where some code is reached by nothing, what comes before it being no clue,
+    or with a stack that no function leaves so.
     State is carried along branches, so that code behind an epilogue in the middle of a function
     has the right row again. Code that nothing leads to (the targets of jump tables, landing pads)
     gets the state that fits best.
     """
-    # Where a call comes last there is one that does not return; asked first, the code is followed
-    # but once.
-    early = never is not None and _ends_with_a_call(model, instructions)
+    # Asked first, where that is to be seen, the code is followed but once.
+    early = never is not None and (
+        _ends_with_a_call(model, instructions) or _leaves_out(model, instructions)
+    )
     run = _Run(model, instructions, _ending(model, instructions, never) if early else ())
     run.enter(entries or {}, callable)
-    if never is not None and not early and run.has_orphans():
+    if never is not None and not early and (run.odd or run.has_orphans()):
         ending = _ending(model, instructions, never)
         if ending:
             run = _Run(model, instructions, ending)
@@ -150,8 +153,23 @@ def emulate(
 
 
 def _ends_with_a_call(model: CodeModel, instructions: Sequence[Instruction]) -> bool:
+    """Whether there is a call that does not return: one comes last."""
     last = (each[2] for each in reversed(instructions) if each[2] not in model.padding)
     return next(last, "") in model.calls
+
+
+def _leaves_out(model: CodeModel, instructions: Sequence[Instruction]) -> bool:
+    """Whether there is code behind what does not go on to which no direct jump leads."""
+    stops, branches, padding = model.stops, model.branches, model.padding
+    leaders, stopped, targets = set[int](), False, set[int | None]()
+    for vaddr, _, mnemonic, operands in instructions:
+        if stopped and mnemonic not in padding:
+            leaders.add(vaddr)
+            stopped = False
+        if mnemonic in branches:
+            targets.add(_target(operands.rpartition(" ")[2]))
+        stopped = stopped or mnemonic in stops
+    return not leaders <= targets
 
 
 def _ending(
@@ -187,6 +205,7 @@ class _Run:
         # What a function gives back, and what its caller had in there.
         self.whole = [(register, (register, 0)) for register in model.saved]
         self.whole.append((model.return_address, (RETURN_ADDRESS, 0)))
+        self.wanted = frozenset(value for _, value in self.whole)
 
     def enter(self, entries: Mapping[int, State], callable: bool) -> None:
         """Follow the code from wherever control comes in."""
@@ -329,30 +348,28 @@ class _Run:
 
     def disagree(self, one: State, other: State) -> bool:
         """Whether two states tell different things of saved registers: no place can have both."""
-        sp = self.model.sp
-        if one.registers.get(sp) != other.registers.get(sp):
+        mine, its = one.registers.get, other.registers.get
+        if mine(self.model.sp) != its(self.model.sp):
             return True
+        agreed: set[Symbolic] | None = None  # what both hold in one slot
         for register, value in self.whole:
-            kept = one.registers.get(register) == value
-            if kept != (other.registers.get(register) == value):
+            kept = mine(register) == value
+            if kept != (its(register) == value):
                 return True
             if not kept and one.slots is not other.slots:
-                slots = [slot for slot, held in one.slots.items() if held == value]
-                if not any(other.slots.get(slot) == value for slot in slots):
+                if agreed is None:
+                    there = other.slots.get
+                    agreed = {held for slot, held in one.slots.items() if there(slot) == held}
+                if value not in agreed:
                     return True
         return False
 
     def saved(self, state: State) -> object:
-        """All of a state that `disagree` looks at."""
-        registers = state.registers
-        places: dict[Symbolic, list[Symbolic]] = {value: [] for _, value in self.whole}
-        for slot, held in state.slots.items():
-            if held in places:
-                places[held].append(slot)
-        kept = (
-            registers.get(number) == value or tuple(places[value]) for number, value in self.whole
-        )
-        return registers.get(self.model.sp), *kept
+        """All of a state that `disagree` looks at, and perhaps more."""
+        held = state.registers.get
+        kept = tuple([held(register) == value for register, value in self.whole])
+        slots = tuple([slot for slot in state.slots.items() if slot[1] in self.wanted])
+        return held(self.model.sp), kept, slots
 
     def follow_orphans(self) -> bool:
         """Give the code that nothing leads to a state of `bodies`; whether there was any."""
@@ -362,10 +379,7 @@ class _Run:
                 bodies = self.bodies() if bodies is None else bodies
                 if not bodies:
                     return True
-                fit = bodies[0]
-                if len(bodies) > 1:
-                    fit = min(bodies, key=lambda state: self.misfits(number, state))
-                self.wait(number, fit)
+                self.wait(number, self.fitting(number, bodies))
                 self.follow()
         # Padding never runs. Compilers leave it the state of what it comes after.
         last = None
@@ -412,8 +426,19 @@ class _Run:
         order = sorted(range(len(found)), key=lambda n: (n >= jumps, -saved[n], -counts[n]))
         return [found[n] for n in order]
 
-    def misfits(self, first: int, state: State) -> int:
-        """What speaks against a state of code that nothing leads to.
+    def fitting(self, number: int, bodies: Sequence[State]) -> State:
+        """The one of `bodies` against which the least speaks, of equal ones the first."""
+        fit, least = bodies[0], maxsize
+        for state in bodies if len(bodies) > 1 else ():
+            count = self.misfits(number, state, least)
+            if count < least:
+                fit, least = state, count
+            if not least:
+                break
+        return fit
+
+    def misfits(self, first: int, state: State, enough: int) -> int:
+        """How much speaks against a state of code that nothing leads to, as far as `enough`.
 
         Such are places from which control goes where another state is known, and what would leave
         the caller's value of a register nowhere.
@@ -436,7 +461,7 @@ class _Run:
                 known = self.states[self.number[target]] if target in self.number else None
                 count += known is not None and self.disagree(known, machine.state)
             machine.targets.clear()
-            if stops:
+            if stops or count >= enough:
                 break
         return count
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from functools import partial
+from itertools import chain
 
 from unwind.emulate import Table, emulate
 from unwind.machine import State
@@ -12,7 +13,7 @@ __all__ = ["Functions"]
 
 # What does not return is called at the ends of functions. Those so near tell, in bytes: of a whole
 # library all would be asked before its first frame.
-_NEAR = 1 << 18
+_NEAR = 1 << 16
 
 # What jumps into a part is searched in so many bytes of code at a time; how far from the part jumps
 # are looked at that tell where to begin, first these and then more.
@@ -143,7 +144,8 @@ class Functions:
         self._parts[alone.start] = Table(
             self.model, alone.start, alone.end, (), (), 0, True, [], {}
         )
-        table = self._entered_by(alone, self._back(alone)) or self._by_search(alone)
+        back = self._around(self._back(alone))
+        table = self._entered_by(alone, back) or self._by_search(alone)
         self._parts[alone.start] = table
         return table
 
@@ -164,7 +166,8 @@ class Functions:
         """
         told_alone = self._starts.is_told(part.start)
         entries: dict[int, State] = {}
-        for sources in self._jumps_into(part):
+        likely = list(self._starts.whole_of(part.start))
+        for sources in chain([likely], self._jumps_into(part)):
             for target, state in self._entries(part, self._around(sources)).items():
                 entries.setdefault(target, state)
             if entries and told_alone:
@@ -204,13 +207,9 @@ class Functions:
                 seen.add(found.start)
                 yield found
 
-    def _back(self, part: Table) -> Iterator[Table]:
-        """The tables of the functions into whose middle a part jumps: as a rule it is one's."""
-        for target, _ in part.leaves:
-            if self._inside(target, part):
-                home = self._alone(target)
-                if home is not None:
-                    yield home
+    def _back(self, part: Table) -> Iterator[int]:
+        """Where a part jumps into the middle of functions: as a rule of the one whose it is."""
+        return (target for target, _ in part.leaves if self._inside(target, part))
 
     def _never_return(self, bounds: tuple[int, int], called: set[int]) -> set[int]:
         """What functions in the neighbourhood end with a call of, of some: it does not return."""

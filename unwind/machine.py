@@ -97,6 +97,9 @@ class CodeModel(Value):
     # The targets of the direct calls in some code at a vaddr that stand before some ends, or before
     # padding there.
     last_calls: Callable[[memoryview, int, Iterable[int]], set[int]] | None = None
+    # With `last_calls`, mnemonics: of what control does not go on behind, of direct jumps.
+    stops: frozenset[str] = frozenset()
+    branches: frozenset[str] = frozenset()
     # Add what instructions tell of where control goes.
     survey: Callable[[Sequence[Instruction], Flow], None] | None = None
     # Whether a function may begin with these instructions: 0 no, 1 perhaps, 2 likely, 3 surely.

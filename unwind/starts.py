@@ -67,6 +67,10 @@ class Starts:
         """Whether something says that a function, or a part, begins there, rather than its code."""
         return True
 
+    def whole_of(self, _part: int) -> Iterator[int]:
+        """Where functions may start of which what begins at `part` is a part, by what is told."""
+        return iter(())
+
     def near(self, _vaddr: int, low: int, high: int) -> list[int]:
         """The starts in [low, high) that are known as well as the one of `vaddr`."""
         return self._starts[bisect_left(self._starts, low) : bisect_left(self._starts, high)]
@@ -102,6 +106,22 @@ class FoundStarts(Starts):
     def is_told(self, start: int) -> bool:
         """Whether something says that a function, or a part, begins there, rather than its code."""
         return start in self._told_starts
+
+    def whole_of(self, part: int) -> Iterator[int]:
+        """Where functions may start of which what begins at `part` is a part, by what is told.
+
+        Compilers write the FDE of a function and then those of its parts.
+        """
+        if part not in self._told_starts or self._untold:
+            return
+        for section in self._image.frame_sections:
+            try:
+                own = section.find(part)
+                before = section.before(own) if own is not None else None
+            except UnwindError:  # the source of CFI says what is wrong with it
+                continue
+            if before is not None:
+                yield before.start
 
     def near(self, vaddr: int, low: int, high: int) -> list[int]:
         """The starts in [low, high) that are known as well as the one of `vaddr`."""

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 # ones take some 30 bytes; a debug file may have one for each of a hundred thousand object files.
 _LONGEST_CIE = 1 << 14
 _MOST_CIES = 1 << 12
+_FAR_BACK = 1 << 9  # bytes; an FDE with more before another one is not looked for
 
 
 class Cie(Value):
@@ -185,6 +186,21 @@ class FrameSection:
         if fde is not None:
             return fde.start, fde.end, fde.end
         return self._index.gap(vaddr) if self._index is not None else None
+
+    def before(self, fde: Fde) -> Fde | None:
+        """The FDE that lies before another one in the section, None where none can be made out.
+
+        Entries lead forward only, so what leads to `fde` is looked for among the words before it;
+        numbers that happen to do so may be taken for an entry.
+        """
+        data, u32 = self.data, self._u32
+        for at in range(fde.offset - 8, max(fde.offset - _FAR_BACK, 0) - 1, -4):
+            if u32(data, at)[0] == fde.offset - at - 4:
+                try:
+                    return self.fde_at(at)
+                except FormatError:  # a CIE, or no entry at all
+                    continue
+        return None
 
     def starts(self, low: int, high: int) -> list[int]:
         """Where FDEs start, in [low, high); as the search table has it, where there is one."""
