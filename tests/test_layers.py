@@ -26,7 +26,18 @@ def layers() -> list[list[str]]:
 LAYERS = layers()
 
 # Nobody imports a neighbour of the same line, but these packages have an order of their own.
-ORDERED = {"arch", "dwarf", "perf", "remote", "sources", "symbols", "writers", "cli", "testing"}
+ORDERED = {
+    "arch",
+    "dwarf",
+    "live",
+    "perf",
+    "remote",
+    "sources",
+    "symbols",
+    "writers",
+    "cli",
+    "testing",
+}
 
 # Found by listing their package (registry.py): a name written down elsewhere would be one more
 # place to edit for a new architecture.

@@ -18,7 +18,7 @@ from unwind.image import Image
 from unwind.modules import State
 from unwind.values import Value
 
-__all__ = ["Files", "Found", "resolve"]
+__all__ = ["Candidate", "Files", "Found", "resolve"]
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -56,7 +56,7 @@ class _Mismatch(_Unfit):
     """Why a file is another than the one that was mapped."""
 
 
-class _Place(Value):
+class Candidate(Value):
     """A file to try: `path` below `root`, out of which no link leads; no root: the system's.
 
     `explicit`: the user named this very file.
@@ -99,6 +99,7 @@ class Files:
         self.executable = executable
         self.module_map = dict(module_map or {})
         self.sysroot = sysroot
+        self.root = sysroot or ""  # what recorded paths start from
         self.debug_dirs = tuple(debug_dirs)
         self.progress = progress
         self.warnings: list[str] = []
@@ -169,22 +170,29 @@ class Files:
             return found
         return None
 
-    def _places(self, name: str, build_id: bytes | None, main: bool, base: str) -> Iterator[_Place]:
+    def _places(
+        self, name: str, build_id: bytes | None, main: bool, base: str
+    ) -> Iterator[Candidate]:
         """Where the file of a module may be, the most trusted place first."""
         self.main_wanted = self.main_wanted or main
         if main and self.executable:
-            yield _Place(self.executable, explicit=True)
+            yield Candidate(self.executable, explicit=True)
         plain = name.removesuffix(_DELETED)
         mapped = self._mapped(plain) or self._mapped(name)
         if mapped:
-            yield _Place(mapped, explicit=True)
+            yield Candidate(mapped, explicit=True)
         yield from self._by_build_id(build_id, "")
         if plain[:1] in ("", "[") or plain[:2] == "//" or not (base or "/" in plain):
             return  # [vdso], //anon: no path
-        root, base = (self.sysroot, "/") if self.sysroot else ("", base)
+        yield from self._homes(name)
+        root, base = (self.root, "/") if self.root else ("", base)
         if plain != name:  # a file may be called so
-            yield _Place(os.path.join(base, name), root)
-        yield _Place(os.path.join(base, plain), root, successor=plain != name)
+            yield Candidate(os.path.join(base, name), root)
+        yield Candidate(os.path.join(base, plain), root, successor=plain != name)
+
+    def _homes(self, name: str) -> Iterator[Candidate]:
+        """Where the very file that is mapped as `name` is: of a live process, the kernel tells."""
+        return iter(())
 
     def _mapped(self, name: str) -> str | None:
         """What `module_map` makes of a recorded name: the longest entry that fits."""
@@ -198,21 +206,21 @@ class Files:
         rest = name[len(best.rstrip("/")) :] if "/" in best and name != best else ""
         return self.module_map[best] + rest
 
-    def _by_build_id(self, build_id: bytes | None, suffix: str) -> Iterator[_Place]:
+    def _by_build_id(self, build_id: bytes | None, suffix: str) -> Iterator[Candidate]:
         if build_id is None or len(build_id) < 2:
             return
         text = build_id.hex()
         for place in self._debug_roots():
             path = f"{place.path}/.build-id/{text[:2]}/{text[2:]}{suffix}"
-            yield _Place(path, place.root)
+            yield Candidate(path, place.root)
 
-    def _debug_roots(self) -> Iterator[_Place]:
+    def _debug_roots(self) -> Iterator[Candidate]:
         """The directories of debug files; with a sysroot, links do not lead out of them."""
         for directory in self.debug_dirs:
-            yield _Place("", directory) if self.sysroot else _Place(directory)
-        yield _Place(_DEBUG_DIR, self.sysroot or "")
+            yield Candidate("", directory) if self.sysroot else Candidate(directory)
+        yield Candidate(_DEBUG_DIR, self.sysroot or "")
 
-    def _debug_places(self, image: Image) -> Iterator[tuple[_Place, int | None]]:
+    def _debug_places(self, image: Image) -> Iterator[tuple[Candidate, int | None]]:
         """Where the debug file of `image` may be, with its CRC where only that tells."""
         for place in self._by_build_id(image.build_id, ".debug"):
             yield place, None
@@ -224,10 +232,10 @@ class Files:
         if self.sysroot and _below(os.path.realpath(self.sysroot), directory):
             root = os.path.realpath(self.sysroot)
             directory = directory[len(root.rstrip("/")) :]
-        yield _Place(f"{directory}/{name}", root), crc
-        yield _Place(f"{directory}/.debug/{name}", root), crc
+        yield Candidate(f"{directory}/{name}", root), crc
+        yield Candidate(f"{directory}/.debug/{name}", root), crc
         for place in self._debug_roots():
-            yield _Place(f"{place.path}{directory}/{name}", place.root), crc
+            yield Candidate(f"{place.path}{directory}/{name}", place.root), crc
 
     def _open(self, path: str) -> tuple[Image, memoryview]:
         """The image of a regular file and the file's bytes; the same one for the same file."""

@@ -80,6 +80,7 @@ class Source:
         self.command: str | None = None
         self.signal: Signal | None = None
         self.time: float | None = None
+        self.stopped: float | None = None  # seconds that a live process stood still for this
         self.warnings: list[str] = []
 
     def snapshots(self) -> Iterator[Snapshot]:

@@ -44,7 +44,7 @@ NOINLINE void on_fault(int number, siginfo_t *info, void *context)
 NOINLINE long fault(long n)
 {
 	ENTER();
-	CRASH();
+	FAULT();
 	return n + 1;
 }
 

@@ -375,10 +375,27 @@ TRUTH_HELPER long truth_probe(void)
 
 /* -------------------------------------------------------------------- the deed */
 
-#define CRASH()								\
+/* For a fault that a handler is waiting for. */
+#define FAULT()								\
 	do {								\
 		truth_self->state = TRUTH_CRASHED;			\
 		TRUTH_FAULT(truth_self->pc);				\
+	} while (0)
+
+/* Built with -DTRUTH_LIVE a program stays where it would crash: tests/running.py. */
+#ifdef TRUTH_LIVE
+#define TRUTH_END(slot)							\
+	do {								\
+		TRUTH_PARK(slot);					\
+	} while (*(volatile truth_word *)&(slot))	/* always: but the compiler cannot know */
+#else
+#define TRUTH_END	TRUTH_FAULT
+#endif
+
+#define CRASH()								\
+	do {								\
+		truth_self->state = TRUTH_CRASHED;			\
+		TRUTH_END(truth_self->pc);				\
 	} while (0)
 
 /* For a fault elsewhere: in assembler, in a library; 0 where it is not known. */

@@ -254,6 +254,8 @@ class _Report:
             explain=how if self.options.explain else None,
             cross_check=opinions if self.options.cross_check else None,
         )
+        if self.options.explain and self.source.stopped is not None:
+            made["source"]["stopped"] = self.source.stopped
         print(dumps(made))
         return all(stack.end == End.OUTERMOST for _, stack in walked)
 
@@ -272,6 +274,8 @@ class _Report:
         modules = _modules(snapshots)
         if not options.quiet:
             _put(writer.header(self.source, modules))
+            if options.explain and self.source.stopped is not None:
+                _put([f"stopped: {1000 * self.source.stopped:.2f} ms"])
         if options.modules:
             _put(writer.modules(modules))
         fast = FastUnwinder(self.unwinder)

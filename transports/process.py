@@ -1,0 +1,229 @@
+"""Live processes: a PID in; its threads, memory and modules, as they were at one instant, out.
+
+The process is stopped for as long as it takes to copy registers and stacks (unwind/live/halt.py),
+or not at all (unwind/live/look.py). By the time a Snapshot is walked it runs on.
+"""
+
+from __future__ import annotations
+
+import os
+from errno import EACCES, EPERM
+
+from unwind.core_notes import read_auxv
+from unwind.discover import AT, vdso
+from unwind.elf import Elf
+from unwind.errors import SourceError
+from unwind.live.files import ProcessFiles
+from unwind.live.halt import Refused, halt
+from unwind.live.look import look
+from unwind.live.memory import LiveMemory
+from unwind.live.proc import Proc
+from unwind.live.refusals import refusal
+from unwind.live.seen import identity
+from unwind.live.shortcomings import shortcomings
+from unwind.live.stacks import StackPlan
+from unwind.mappings import Mapping, modules_of
+from unwind.modules import VDSO
+from unwind.registry import architecture
+from unwind.snapshot import Snapshot, Source
+from unwind.space import AddressSpace, Region
+
+__all__ = ["LONGEST_STOP", "TRANSPORT", "ProcessSource"]
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+    from unwind.architecture import Architecture
+    from unwind.files import Files
+    from unwind.live.proc import Mapped
+    from unwind.live.seen import Seen
+    from unwind.modules import Module
+
+LONGEST_STOP = 0.5  # seconds, unless somebody asks for more or less
+_TRIES = 5  # to see a process that runs one program after another
+_LACKING = "the process' memory does not hold all of it"
+
+
+class ProcessSource(Source):
+    """A process as it was. `threads` begins with the leader.
+
+    `stopped` is for how long it stood still, None where it did not.
+    """
+
+    kind = "process"
+
+    def __init__(self, proc: Proc, looks: Sequence[Seen], plan: StackPlan, files: Files):
+        super().__init__(plan.arch, str(proc.pid))
+        self._proc = proc
+        self._plan = plan
+        self.pid = proc.pid
+        self.command = _said(proc)
+        self.memories: list[LiveMemory] = []
+        self._spaces: dict[bytes, AddressSpace] = {}
+        found = [snapshot for seen in looks for snapshot in self._snapshots(seen, files)]
+        self.threads = tuple(sorted(found, key=lambda s: (s.tid != proc.pid, s.tid)))
+        self.warnings += files.warnings
+        self.warnings += shortcomings(looks, plan)
+
+    def snapshots(self) -> Iterator[Snapshot]:
+        """The threads, the leader first."""
+        return iter(self.threads)
+
+    def close(self) -> None:
+        """Let go of /proc; the Snapshots' memory is gone then."""
+        for memory in self.memories:
+            memory.close()
+        self._proc.close()
+
+    def _snapshots(self, seen: Seen, files: Files) -> Iterator[Snapshot]:
+        """The threads that one look has found, on a memory of its own."""
+        mappings = self._plan.mappings(seen.maps)
+        memory = LiveMemory(seen.stretches, mappings, seen.memory)
+        self.memories.append(memory)
+        space = self._spaces.get(seen.maps)
+        if space is None:
+            own = ProcessFiles(files, self._proc, mappings)
+            modules = _modules(memory, mappings, read_auxv(seen.auxv, self.arch), own)
+            regions = [Region(m.start, m.end, m.executable, m.name) for m in mappings]
+            space = self._spaces[seen.maps] = AddressSpace(self.arch, modules, regions)
+            if own.executable and not own.main_wanted:
+                unused = "where the main program lies is unknown; it was not used"
+                self.warnings.append(f"{own.executable}: {unused}")
+        for tid, registers in self._plan.threads(seen):
+            name = _name(self._proc, tid)
+            yield Snapshot(registers, memory, space, tid, self._proc.pid, name)
+
+
+def _said(proc: Proc) -> str | None:
+    """What the process is called, None where it has ended by now."""
+    try:
+        return proc.command() or proc.name(proc.through)
+    except OSError:
+        return None
+
+
+def _name(proc: Proc, tid: int) -> str | None:
+    try:
+        return proc.name(tid) or None
+    except OSError:
+        return None
+
+
+def _modules(
+    memory: LiveMemory, mappings: Sequence[Mapped], auxv: dict[int, int], files: Files
+) -> list[Module]:
+    """The modules: what is mapped of files with code, and the kernel's own."""
+    named = [m for m in mappings if m.name[:1] == "/" and (m.readable or m.executable)]
+    code = {m.start: m.executable for m in mappings}
+    found = modules_of(
+        [Mapping(m.start, m.end, m.offset, m.name) for m in named],
+        memory,
+        files,
+        executable=code.get,
+        inside_main=auxv.get(AT.PHDR, 0),
+        lacking=_LACKING,
+    )
+    start = next((m.start for m in mappings if m.name == VDSO), 0)
+    known = vdso(memory, start, files, _LACKING)
+    return sorted([*found, known] if known is not None else found, key=lambda m: m.start)
+
+
+class _ProcessTransport:
+    kind = "process"
+
+    def detect(self, head: bytes) -> bool:
+        """No file is of this kind."""
+        return False
+
+    def open(
+        self, path: str, files: Files, *, stop: bool = True, longest_stop: float = LONGEST_STOP
+    ) -> ProcessSource:
+        """The process whose id is `path`, stopped for `longest_stop` seconds at most.
+
+        It runs on by the time this returns or raises. With `stop` False it is not stopped at all,
+        and only threads that are blocked in the kernel can be seen, by pc and sp alone.
+
+        Raises SourceError where there is no such process or it may not be looked at,
+        UnsupportedArchitecture for code that no file in arch/ describes.
+        """
+        proc = _process(path)
+        try:
+            for _ in range(_TRIES):
+                program, plan = identity(proc), StackPlan(_architecture(proc))
+                plan.mappings(proc.read("maps"))
+                looks = [halt(proc, plan, longest_stop)] if stop else look(proc, plan)
+                if looks and all(seen.program == program for seen in looks):
+                    source = ProcessSource(proc, looks, plan, files)
+                    source.stopped = looks[0].seconds if stop else None
+                    return source
+            raise SourceError("it runs one program after another, or has ended", f"process {path}")
+        except Refused:
+            proc.close()
+            raise refusal(proc, "stopped") from None
+        except OSError as error:
+            proc.close()
+            raise _error(error, proc, path) from None
+        except BaseException:
+            proc.close()
+            raise
+
+
+def _process(path: str) -> Proc:
+    """The process of that id, seen through a thread of it that lives."""
+    where = f"process {path}"
+    if not (path.isascii() and path.isdigit()):
+        raise SourceError("not the id of a process", path)
+    try:
+        proc = Proc(int(path))
+    except (FileNotFoundError, ProcessLookupError, OverflowError):
+        raise SourceError("there is none", where) from None
+    try:
+        status = proc.status()
+        if status.pid != proc.pid:
+            raise SourceError(
+                f"it is a thread of process {status.pid}",
+                where,
+                f"unwind-live --thread {path} {status.pid}",
+            )
+        if proc.is_kernel_thread():
+            raise SourceError(f"it is a kernel thread ({status.name}) and has no user stack", where)
+        if not status.dead:
+            return proc
+        alive = [tid for tid in proc.threads() if not proc.status(tid).dead]
+        proc.close()
+        if alive:  # the leader has ended, the others go on
+            return Proc(proc.pid, alive[0])
+        raise SourceError(f"it has ended; its parent, {status.parent}, did not wait for it", where)
+    except OSError as error:
+        proc.close()
+        raise _error(error, proc, path) from None
+    except BaseException:
+        proc.close()
+        raise
+
+
+def _architecture(proc: Proc) -> Architecture:
+    """The architecture of the program that runs."""
+    handle = proc.open("exe")
+    try:
+        head = os.read(handle, 64)
+    finally:
+        os.close(handle)
+    elf = Elf(head.ljust(64, b"\0"), f"the program of process {proc.pid}")
+    if elf.header.elf_class == 32 and "64" in os.uname().machine:
+        raise SourceError(
+            f"it is a 32-bit process ({elf.describe()}), which is not unwound here",
+            f"process {proc.pid}",
+        )
+    return architecture(elf)
+
+
+def _error(error: OSError, proc: Proc, path: str) -> SourceError:
+    """What an error of the system means."""
+    if error.errno in (EPERM, EACCES):
+        return refusal(proc, "read")
+    return SourceError("it has ended", f"process {path}")
+
+
+TRANSPORT = _ProcessTransport()

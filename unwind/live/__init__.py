@@ -1,0 +1,1 @@
+"""Live processes: what `transports/process.py` is made of."""

@@ -1,0 +1,200 @@
+"""A process in; its threads' registers and stacks, all of one instant, out; it runs on.
+
+    seize ── interrupt ── wait ── registers, mappings, stacks copied ── let go
+
+All of it is done by a thread of its own: whatever that one has seized the kernel lets go when the
+thread ends, even what never stopped, and with the whole of us, should we be killed.
+"""
+
+from __future__ import annotations
+
+from _thread import allocate_lock, start_new_thread
+from errno import EPERM, ESRCH
+from time import monotonic, sleep
+
+from unwind.live import ptrace
+from unwind.live.copies import Copier
+from unwind.live.seen import Seen, identity, watch, watch_again
+
+__all__ = ["Refused", "halt"]
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Mapping
+
+    from unwind.live.copies import Range
+    from unwind.live.proc import Proc
+
+    # Takes what was seen before anything is copied, and says what is to be.
+    Plan = Callable[[Seen], Iterable[Range]]
+
+_MOST_PASSES = 1000  # over the threads: a process may make new ones for as long as some run
+_SHORTEST, _LONGEST = 20e-6, 1e-3  # seconds between two looks at threads that are to stop
+
+
+class Refused(Exception):
+    """The kernel lets us seize no thread; `errors` has its errno for each."""
+
+    def __init__(self, errors: Mapping[int, int]):
+        super().__init__(errors)
+        self.errors = dict(errors)
+
+
+def halt(proc: Proc, plan: Plan, most: float) -> Seen:
+    """Stop the process for at most `most` seconds, copy the ranges that `plan` wants, let it go.
+
+    Raises Refused where no thread can be seized, OSError where the process ends meanwhile.
+    """
+    ptrace.load()
+    work = _Halt(proc, plan, most)
+    done = allocate_lock()
+    done.acquire()
+
+    def run() -> None:
+        try:
+            work.run()
+        except BaseException as error:
+            work.error = error
+        finally:
+            done.release()
+
+    start_new_thread(run, ())
+    try:
+        done.acquire()
+    except BaseException:  # ^C: it is at most `most` seconds from its end
+        work.abandoned = True
+        done.acquire()
+        raise
+    if work.error is not None:
+        raise work.error
+    return work.seen
+
+
+class _Halt:
+    """The work of that thread."""
+
+    def __init__(self, proc: Proc, plan: Plan, most: float):
+        self.proc, self.plan, self.most = proc, plan, most
+        self.seen = Seen(proc.pid)
+        self.error: BaseException | None = None
+        self.abandoned = False
+        self.seized: set[int] = set()
+        self.running: set[int] = set()  # seized, and not yet stopped
+        self.signals: dict[int, int] = {}  # of the stopped: what they were about to take
+        self.began: float | None = None
+
+    def run(self) -> None:
+        try:
+            self._stop_all()
+            self._look()
+        finally:
+            self._let_go()
+            if self.began is not None:
+                self.seen.seconds = monotonic() - self.began
+
+    def _stop_all(self) -> None:
+        """Stop the threads until a pass over all of them finds no new one.
+
+        Who runs may make one; when all that there are stand still, nobody is left to make more.
+        """
+        for _ in range(_MOST_PASSES):
+            new = [tid for tid in self.proc.threads() if self._seize(tid)]
+            if not new:
+                break
+            if self.began is None:
+                self.began = monotonic()
+            for tid in new:
+                self._interrupt(tid)
+            self._wait()
+            if not self._go_on():
+                break
+        self.seen.late = sorted(self.running)
+        if not self.seized:
+            raise Refused(self.seen.refused)
+
+    def _seize(self, tid: int) -> bool:
+        if tid in self.seized or tid in self.seen.refused:
+            return False
+        try:
+            ptrace.seize(tid)
+        except OSError as error:
+            if error.errno not in (ESRCH, EPERM):
+                raise
+            if error.errno == EPERM and not self._is_dead(tid):
+                self.seen.refused[tid] = EPERM
+            return False
+        self.seized.add(tid)
+        return True
+
+    def _is_dead(self, tid: int) -> bool:
+        try:
+            return self.proc.status(tid).dead
+        except OSError:
+            return True
+
+    def _is_stuck(self, tid: int) -> bool:
+        """Whether the kernel lets a thread wake for nobody but the one it waits for."""
+        try:
+            return self.proc.status(tid).state == "D"
+        except OSError:
+            return False
+
+    def _interrupt(self, tid: int) -> None:
+        self.running.add(tid)
+        try:
+            ptrace.interrupt(tid)
+        except OSError as error:  # it may have died; `wait` tells
+            if error.errno != ESRCH:
+                raise
+
+    def _wait(self) -> None:
+        """Until each thread has stopped or died, or time is up."""
+        pause = 0.0
+        while self.running:
+            for tid in list(self.running):
+                self._look_at(tid)
+            if not self.running or not self._go_on():
+                return
+            if pause == _LONGEST and all(map(self._is_stuck, self.running)):
+                return  # as a parent is in vfork(2): that may last
+            sleep(pause)  # first of all, let them have this processor
+            pause = min(max(2 * pause, _SHORTEST), _LONGEST)
+
+    def _look_at(self, tid: int) -> None:
+        try:
+            found = ptrace.wait(tid)
+        except ChildProcessError:  # gone, with nobody to wait for
+            self.running.discard(tid)
+            return
+        if found is not None:
+            self.running.discard(tid)
+            if not found.ended:
+                self.signals[tid] = found.signal
+
+    def _go_on(self) -> bool:
+        return not self.abandoned and (self.began is None or monotonic() - self.began < self.most)
+
+    def _look(self) -> None:
+        """Registers first, of all threads; then what tells where their stacks lie; then those."""
+        seen, proc = self.seen, self.proc
+        for tid in sorted(self.signals, key=lambda tid: (tid != proc.pid, tid)):
+            try:
+                seen.registers[tid] = ptrace.regset(tid)
+            except OSError as error:
+                if error.errno != ESRCH:  # killed meanwhile
+                    raise
+        watch(proc, seen.late, seen)
+        seen.memory = proc.keep(proc.open("mem"))
+        seen.maps, seen.auxv = proc.read("maps"), proc.read("auxv")
+        seen.program = identity(proc)
+        ranges = self.plan(seen)
+        seen.stretches = Copier(proc.through, seen.memory).copy(ranges, self._go_on)
+        watch_again(proc, seen)
+
+    def _let_go(self) -> None:
+        """Each stopped thread goes on with what it was about to do."""
+        for tid, signal in self.signals.items():
+            try:
+                ptrace.detach(tid, signal)
+            except OSError:  # killed meanwhile; any other is let go at this thread's end
+                continue

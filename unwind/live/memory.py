@@ -1,0 +1,102 @@
+"""Copies of stacks in, with what never changes of a process that runs on; a Memory out.
+
+What the process may write to, and what was not copied while it stood still, is unreadable:
+by now other things may lie there.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+
+from unwind.errors import MemoryFault
+from unwind.live.copies import read_into
+
+__all__ = ["LiveMemory"]
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+
+    from unwind.live.copies import Stretch
+    from unwind.live.proc import Mapped
+
+_PAGE = 4096
+_LARGEST = 1 << 26  # bytes of one read
+_MOST = 1 << 28  # bytes that are read of a process that runs on
+
+_CHANGES = "only stacks are copied of what the process writes to, and this is in none of them"
+
+
+class LiveMemory:
+    """The memory of a process as it was. `handle` is its /proc/PID/mem, which outlives an exec."""
+
+    def __init__(self, stretches: Iterable[Stretch], mappings: Sequence[Mapped], handle: int):
+        self._stretches = [stretch for stretch in stretches if stretch.start < stretch.end]
+        self._starts = [stretch.start for stretch in self._stretches]
+        self._mappings = mappings
+        self._mapped = [mapping.start for mapping in mappings]
+        self._handle = handle
+        self._pages: dict[int, bytes] = {}
+
+    def read(self, address: int, size: int) -> bytes:
+        """The `size` bytes at `address`, or the MemoryFault that says why they cannot be had."""
+        if not 0 <= size <= _LARGEST:
+            raise MemoryFault(address, size, "more than is read at once")
+        pieces, here, end = [], address, address + size
+        while here < end:
+            piece = self._piece(here, end)
+            if isinstance(piece, str):
+                raise MemoryFault(address, size, piece)
+            pieces.append(piece)
+            here += len(piece)
+        return pieces[0] if len(pieces) == 1 else b"".join(pieces)
+
+    def view(self, address: int) -> tuple[int, memoryview] | None:
+        """The copy around `address`, None where there is none."""
+        stretch = self._stretch(address)
+        if stretch is None or address >= stretch.start + stretch.filled:
+            return None
+        return stretch.start, stretch.data[: stretch.filled]
+
+    def close(self) -> None:
+        """Forget what was read; nothing more is."""
+        self._handle = -1
+        self._pages.clear()
+
+    def _stretch(self, address: int) -> Stretch | None:
+        at = bisect_right(self._starts, address) - 1
+        if at < 0 or address >= self._stretches[at].end:
+            return None
+        return self._stretches[at]
+
+    def _piece(self, address: int, end: int) -> bytes | str:
+        """Some of the bytes from `address` on, or why there are none."""
+        stretch = self._stretch(address)
+        if stretch is not None:
+            at = address - stretch.start
+            found = bytes(stretch.data[at : min(stretch.filled, end - stretch.start)])
+            return found or stretch.lacking
+        at = bisect_right(self._mapped, address) - 1
+        if at < 0 or address >= self._mappings[at].end:
+            return "nothing was mapped there"
+        mapping = self._mappings[at]
+        if mapping.writable:
+            return _CHANGES
+        if not mapping.readable and not mapping.executable:
+            return "a guard page: mapped without any right of access"
+        page = address & -_PAGE
+        data = self._page(page)
+        return data[address - page : end - page] or (
+            "the kernel does not read it, or the process has ended"
+        )
+
+    def _page(self, start: int) -> bytes:
+        """A page that the process cannot write to, as it was when it was first asked for."""
+        data = self._pages.get(start)
+        if data is None:
+            if self._handle < 0 or len(self._pages) * _PAGE >= _MOST:
+                return b""
+            room = bytearray(_PAGE)
+            data = bytes(room[: read_into(self._handle, start, memoryview(room))])
+            self._pages[start] = data
+        return data

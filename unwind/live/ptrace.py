@@ -1,0 +1,147 @@
+"""ptrace(2) and process_vm_readv(2), by ctypes: a thread in, its registers and memory out.
+
+Every failure is an OSError with its errno. What errno means here, by ptrace(2): ESRCH: no such
+thread, or it is not stopped, or not ours; EPERM: refused (`refusals.py` finds out why).
+
+A thread is let go when the thread that has seized it ends, however that ends.
+"""
+
+from __future__ import annotations
+
+import os
+
+__all__ = [
+    "MOST_VECTORS",
+    "Wait",
+    "detach",
+    "interrupt",
+    "read_memory",
+    "regset",
+    "seize",
+    "wait",
+]
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+# Linux v6.13 include/uapi/linux/ptrace.h, the same on x86_64, arm64 and mips.
+_DETACH, _GETREGSET, _SEIZE, _INTERRUPT = 17, 0x4204, 0x4206, 0x4207
+_EVENT_STOP = 128
+_NT_PRSTATUS = 1  # Linux v6.13 include/uapi/linux/elf.h: the general registers
+_WALL = 0x40000000  # threads, too: Linux v6.13 include/uapi/linux/wait.h
+_LARGEST_SET = 4096  # bytes of a register set
+MOST_VECTORS = 1024  # UIO_MAXIOV
+
+
+class _Libc:
+    """The C library's functions, with the types that they take."""
+
+    def __init__(self) -> None:
+        import ctypes
+
+        self.ctypes = ctypes
+        libc = ctypes.CDLL(None, use_errno=True)
+        self.ptrace = libc.ptrace
+        self.ptrace.restype = ctypes.c_long
+        self.ptrace.argtypes = [ctypes.c_long, ctypes.c_long, ctypes.c_void_p, ctypes.c_void_p]
+        self.read = libc.process_vm_readv
+        self.read.restype = ctypes.c_ssize_t
+        word, pointer = ctypes.c_ulong, ctypes.c_void_p
+        self.read.argtypes = [ctypes.c_long, pointer, word, pointer, word, word]
+
+    def trace(self, request: int, tid: int, address: int | None = None, data: int = 0) -> None:
+        """One ptrace(2); OSError where it fails."""
+        if self.ptrace(request, tid, address, data) == -1:
+            raise self.error(f"ptrace of {tid}")
+
+    def error(self, what: str) -> OSError:
+        """What errno says of the call before."""
+        number = self.ctypes.get_errno()
+        return OSError(number, os.strerror(number), what)
+
+
+class Wait:
+    """What a seized thread has stopped with, or that it has ended.
+
+    `signal` is what it was about to take: it must be given back when the thread is let go. In a
+    group-stop, and in the stop that we asked for, there is none.
+    """
+
+    __slots__ = ("ended", "signal")
+
+    def __init__(self, status: int):
+        self.ended = not os.WIFSTOPPED(status)
+        event = status >> 16
+        self.signal = 0 if self.ended or event == _EVENT_STOP else os.WSTOPSIG(status)
+
+
+def load() -> None:
+    """Load what the rest takes, so that no process stands still meanwhile."""
+    _libc()
+
+
+def seize(tid: int) -> None:
+    """Become the tracer of a thread, which does not notice."""
+    _libc().trace(_SEIZE, tid)
+
+
+def interrupt(tid: int) -> None:
+    """Ask a seized thread to stop; `wait` tells when it does. No signal is sent."""
+    _libc().trace(_INTERRUPT, tid)
+
+
+def wait(tid: int) -> Wait | None:
+    """What has become of a seized thread, None where it still runs; never waits."""
+    found, status = os.waitpid(tid, os.WNOHANG | _WALL)
+    return Wait(status) if found else None
+
+
+def detach(tid: int, signal: int = 0) -> None:
+    """Let a stopped thread go on, taking `signal`; a group-stopped one stays in its stop."""
+    _libc().trace(_DETACH, tid, None, signal)
+
+
+def regset(tid: int) -> bytes:
+    """The general registers of a stopped thread: what the kernel puts into NT_PRSTATUS as pr_reg.
+
+    Its size tells whether the thread runs 32-bit code.
+    """
+    libc = _libc()
+    ctypes = libc.ctypes
+    room = ctypes.create_string_buffer(_LARGEST_SET)
+    vector = (ctypes.c_size_t * 2)(ctypes.addressof(room), _LARGEST_SET)  # struct iovec
+    libc.trace(_GETREGSET, tid, _NT_PRSTATUS, ctypes.addressof(vector))
+    found: bytes = room.raw[: vector[1]]
+    return found
+
+
+def read_memory(pid: int, pieces: Sequence[tuple[int, memoryview]]) -> int:
+    """Fill each buffer with the bytes at its address; how many bytes came, in order.
+
+    One call of the kernel. Where fewer came than were wanted, the next byte cannot be read.
+    """
+    libc = _libc()
+    ctypes = libc.ctypes
+    remote, local, kept = [], [], []
+    for address, room in pieces:
+        whole = (ctypes.c_char * len(room)).from_buffer(room)
+        kept.append(whole)  # or the buffer might be gone
+        remote += [address, len(room)]
+        local += [ctypes.addressof(whole), len(room)]
+    vectors = ctypes.c_size_t * len(remote)
+    count = len(pieces)
+    found: int = libc.read(pid, vectors(*local), count, vectors(*remote), count, 0)
+    if found < 0:
+        raise libc.error(f"process_vm_readv of {pid}")
+    return found
+
+
+_made: list[_Libc] = []
+
+
+def _libc() -> _Libc:
+    """The functions, made once: ctypes takes some milliseconds to load."""
+    if not _made:
+        _made.append(_Libc())
+    return _made[0]

@@ -1,0 +1,56 @@
+"""What was seen of a process in; sentences on what is missing of it, and why, out."""
+
+from __future__ import annotations
+
+from unwind.live.copies import ENDED, OUT_OF_TIME, TOO_MUCH
+
+__all__ = ["shortcomings"]
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator, Sequence
+
+    from unwind.live.seen import Seen
+    from unwind.live.stacks import StackPlan
+
+_MOST_NAMED = 20  # threads in one sentence
+
+
+def shortcomings(looks: Sequence[Seen], plan: StackPlan) -> Iterator[str]:
+    """What is missing of the threads and their stacks."""
+    for seen in looks:
+        yield from _of_code(seen, plan)
+        if seen.ran:
+            yield f"{_threads(seen.ran)} ran: without a stop, nothing is known of what runs"
+        for tid in seen.late:
+            yield _late(seen, tid)
+        if seen.refused:
+            yield f"{_threads(seen.refused)} could not be stopped: somebody else is tracing them"
+        for lacking in (OUT_OF_TIME, TOO_MUCH, ENDED):
+            short = [s for s in seen.stretches if s.lacking == lacking]
+            size = sum(s.end - s.start - s.filled for s in short)
+            if size:
+                yield f"{size} bytes of stacks are missing: {lacking}"
+    if looks and looks[-1].moved:
+        yield f"{_threads(looks[-1].moved)} moved while they were looked at, and are left out"
+
+
+def _of_code(seen: Seen, plan: StackPlan) -> Iterator[str]:
+    foreign = [tid for tid, record in seen.registers.items() if plan.registers(record) is None]
+    if foreign:
+        yield f"{_threads(foreign)} ran 32-bit code, which is not unwound"
+
+
+def _late(seen: Seen, tid: int) -> str:
+    """What became of a thread that did not stop."""
+    said = f"thread {tid} did not stop within {1000 * seen.seconds:.1f} ms"
+    if tid in seen.places:
+        return f"{said}, blocked as it is in the kernel: of its registers, pc and sp are known"
+    return f"{said} and is left out (--max-stop gives time)"
+
+
+def _threads(tids: Iterable[int]) -> str:
+    """`thread 1` or `threads 1, 2, ...`."""
+    known = list(tids)
+    more = ", ..." if len(known) > _MOST_NAMED else ""
+    return f"thread{'s' * (len(known) > 1)} {', '.join(map(str, known[:_MOST_NAMED]))}{more}"
