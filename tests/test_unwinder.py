@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import gc
 import threading
+import weakref
 from concurrent.futures import ThreadPoolExecutor
 
 from tests.worlds import BIAS, CALL, STACK, World
@@ -346,3 +348,16 @@ def test_a_walk_may_begin_while_another_is_under_way() -> None:
             return inner.memory.read(address, size)
 
     assert walker.unwind(inner.replace(memory=Nesting())) == walker.unwind(inner)
+
+
+def test_a_stack_that_was_cut_holds_nothing_of_the_walk() -> None:
+    snapshot = World(PROGRAM, stack=STACK_OF_PROGRAM[:4]).snapshot()
+    gone = weakref.ref(snapshot.space)
+    gc.disable()  # what lies in a circle would go by chance
+    try:
+        stack = unwind(snapshot).replace(frames=())
+        assert isinstance(stack.error, MemoryFault)
+        del snapshot
+        assert gone() is None
+    finally:
+        gc.enable()

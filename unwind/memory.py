@@ -49,16 +49,17 @@ class Layers:
 
     def read(self, address: int, size: int) -> bytes:
         """The `size` bytes at `address`, or the MemoryFault of the last layer."""
-        fault = MemoryFault(address, size)
+        facts = address, size, ""  # an error that is kept would hold this very frame, in a circle
         for layer in self.layers:
             try:
                 return layer.read(address, size)
-            except MemoryFault as error:
-                fault = error if error.reason or not fault.reason else fault
+            except MemoryFault as fault:
+                if fault.reason or not facts[2]:
+                    facts = fault.address, fault.size, fault.reason
         if 1 < size <= 65536:
             half = size // 2
             return self.read(address, half) + self.read(address + half, size - half)
-        raise fault
+        raise MemoryFault(*facts)
 
     def view(self, address: int) -> tuple[int, memoryview] | None:
         """The stretch around `address` in the first layer that has it as one buffer."""

@@ -86,6 +86,7 @@ class Unwinder:
         try:
             place, trust = self.innermost(snapshot), Trust.CONTEXT
         except UnknownRegister as error:
+            error.__traceback__ = None
             return Stack((), End.UNKNOWN_REGISTER, f"the innermost pc: {error}", error)
         frames: list[Frame] = []
         guard = _Guard(place.space)
@@ -349,6 +350,8 @@ def _stopped_by(
     refused: Refused,
 ) -> Stop:
     """The Stop for a row that could not be applied."""
+    # An answer from here on. Its traceback would hold the walk's memory and space, in a circle.
+    error.__traceback__ = None
     where = f"the caller of {place.pc:#x}: "
     match error:
         case MemoryFault():
