@@ -28,12 +28,13 @@ from tests.elves import (
     without_sections,
 )
 from tests.support import need, run
-from unwind import symtab
+from unwind import symbol_search
 from unwind.elf import SHT, Elf
 from unwind.memory import Span
 from unwind.protocols import ByteOrder
+from unwind.symbol_search import SymbolTable
 from unwind.symbol_sections import symbols_of
-from unwind.symtab import STB, STT, SymbolTable, Table
+from unwind.symtab import STB, STT, Table
 
 LOCAL, GLOBAL, WEAK, UNIQUE = STB.LOCAL, STB.GLOBAL, STB.WEAK, STB.GNU_UNIQUE
 DEBUG_DIR = Path("/usr/lib/debug/.build-id")
@@ -246,7 +247,7 @@ def test_the_scan_of_a_large_table_and_the_index_agree(chosen: list[Sym]) -> Non
     for vaddr in range(0x1000, 0x1050, 5):
         found = indexed.find(vaddr)
         with pytest.MonkeyPatch.context() as patched:
-            patched.setattr("unwind.symtab._FEW", 0)
+            patched.setattr("unwind.symbol_search._FEW", 0)
             assert symbols_of(Elf(data), no_debug).find(vaddr) == found
 
 
@@ -258,7 +259,7 @@ def test_what_lies_around_some_code_is_the_same_with_and_without_an_index(
     scanned = symbols_of(Elf(data), no_debug)
     around, starting = scanned.code_around(vaddr), list(scanned.starting(vaddr))
     with pytest.MonkeyPatch.context() as patched:
-        patched.setattr("unwind.symtab._SCANS", 0)
+        patched.setattr("unwind.symbol_search._SCANS", 0)
         indexed = symbols_of(Elf(data), no_debug)
         assert indexed.code_around(vaddr) == around
         assert list(indexed.starting(vaddr)) == starting
@@ -337,13 +338,13 @@ def check_against_the_plain_rules(chosen: list[Sym], vaddrs: list[int]) -> None:
 def test_the_first_question_sorts_no_large_table(monkeypatch: pytest.MonkeyPatch) -> None:
     made = []
 
-    class Index(symtab._Index):
+    class Index(symbol_search._Index):
         def __init__(self, table: Table, low: int, high: int):
             made.append(high - low)
             super().__init__(table, low, high)
 
-    monkeypatch.setattr(symtab, "_Index", Index)
-    monkeypatch.setattr(symtab, "_FEW", 0)
+    monkeypatch.setattr(symbol_search, "_Index", Index)
+    monkeypatch.setattr(symbol_search, "_FEW", 0)
     entries, strings = symbol_bytes([Sym("f", 0x1000, 16), Sym("g", 0x2000, 16)])
     table = SymbolTable.of(Table(entries, strings, 64, "little"))
     assert table.find(0x1001)

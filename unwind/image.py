@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from unwind.elf import Elf, Section, Segment
     from unwind.pdr import Procedures
     from unwind.protocols import Told
-    from unwind.symtab import SymbolTable
+    from unwind.symbol_search import SymbolTable
 
 
 class Image:

@@ -17,7 +17,7 @@ from unwind.image import Image
 from unwind.memory import Span
 from unwind.pdr import Procedures
 from unwind.rules import NoRow
-from unwind.symtab import SymbolTable
+from unwind.symbol_search import SymbolTable
 
 __all__ = [
     "HEAD",

@@ -25,9 +25,9 @@ from unwind.recorded import (
 from unwind.registers import Registers
 from unwind.snapshot import RecordedSource
 from unwind.space import AddressSpace
+from unwind.symbol_search import SymbolTable
 from unwind.symbols.names import Names
 from unwind.symbols.table import TableSymbolizer
-from unwind.symtab import SymbolTable
 from unwind.unwinder import Unwinder
 from unwind.version import VERSION
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 from struct import Struct
 
 from unwind.elf import DT, EM, SHT, Elf
-from unwind.symtab import SymbolTable, Table
+from unwind.symbol_search import SymbolTable
+from unwind.symtab import Table
 
 __all__ = ["section_table", "symbols_of"]
 
