@@ -26,13 +26,25 @@ FAULTY_ARGUMENTS = {"entry", "prologue", "epilogue", "leaf", "tail", "abort"}
 UNSTOPPABLE = "vfork-parent"
 PATIENCE = 20.0  # seconds
 
+# The same program as another case's, and the same ways to its files: what the cores differ in
+# does not matter here.
+ALIKE = {
+    *(f"neither-{level}{more}" for level in ("O0", "O1", "O3", "Os") for more in ("", "-stripped")),
+    *(
+        f"library-{fate}-{how}"
+        for fate in ("unlinked", "replaced")
+        for how in ("filter-3f", "gcore")
+    ),
+    *("gcore", "debug-frame-zlib-gnu", "threads-clang", "two-executable-segments-lld"),
+}
+
 CASES = tuple(
     case
     for case in crashes.CASES
     if not FAULTS & set(case.sources)
     and not FAULTY_ARGUMENTS & set(case.arguments)
     and case.damage is None
-    and case.name != UNSTOPPABLE
+    and case.name not in {UNSTOPPABLE, *ALIKE}
 )
 
 

@@ -116,12 +116,19 @@ def _modules(
     """The modules: what is mapped of files with code, and the kernel's own."""
     named = [m for m in mappings if m.name[:1] == "/" and (m.readable or m.executable)]
     code = {m.start: m.executable for m in mappings}
+    writable = {m.start for m in mappings if m.writable}
+
+    def lend(start: int, data: memoryview, is_code: bool) -> None:
+        if is_code and start not in writable:  # other pages may have been changed before
+            memory.back(start, data)
+
     found = modules_of(
         [Mapping(m.start, m.end, m.offset, m.name) for m in named],
         memory,
         files,
         executable=code.get,
         inside_main=auxv.get(AT.PHDR, 0),
+        lend=lend,
         lacking=_LACKING,
     )
     start = next((m.start for m in mappings if m.name == VDSO), 0)

@@ -56,6 +56,7 @@ def halt(proc: Proc, plan: Plan, most: float) -> Seen:
         except BaseException as error:
             work.error = error
         finally:
+            work.done = True
             done.release()
 
     start_new_thread(run, ())
@@ -63,7 +64,8 @@ def halt(proc: Proc, plan: Plan, most: float) -> Seen:
         done.acquire()
     except BaseException:  # ^C: it is at most `most` seconds from its end
         work.abandoned = True
-        done.acquire()
+        while not work.done:  # `done` may be ours already: no second time, it would never come
+            sleep(_LONGEST)
         raise
     if work.error is not None:
         raise work.error
@@ -77,7 +79,7 @@ class _Halt:
         self.proc, self.plan, self.most = proc, plan, most
         self.seen = Seen(proc.pid)
         self.error: BaseException | None = None
-        self.abandoned = False
+        self.abandoned = self.done = False
         self.seized: set[int] = set()
         self.running: set[int] = set()  # seized, and not yet stopped
         self.signals: dict[int, int] = {}  # of the stopped: what they were about to take

@@ -37,6 +37,18 @@ class LiveMemory:
         self._mapped = [mapping.start for mapping in mappings]
         self._handle = handle
         self._pages: dict[int, bytes] = {}
+        self._file_starts: list[int] = []
+        self._files: list[memoryview] = []
+
+    def back(self, start: int, data: memoryview) -> None:
+        """Lend the bytes of a file to what is mapped of it at `start`.
+
+        They serve where the process has ended meanwhile, or runs another program.
+        """
+        if len(data):
+            at = bisect_right(self._file_starts, start)
+            self._file_starts.insert(at, start)
+            self._files.insert(at, data)
 
     def read(self, address: int, size: int) -> bytes:
         """The `size` bytes at `address`, or the MemoryFault that says why they cannot be had."""
@@ -62,6 +74,8 @@ class LiveMemory:
         """Forget what was read; nothing more is."""
         self._handle = -1
         self._pages.clear()
+        self._file_starts.clear()
+        self._files.clear()
 
     def _stretch(self, address: int) -> Stretch | None:
         at = bisect_right(self._starts, address) - 1
@@ -98,5 +112,12 @@ class LiveMemory:
                 return b""
             room = bytearray(_PAGE)
             data = bytes(room[: read_into(self._handle, start, memoryview(room))])
-            self._pages[start] = data
+            self._pages[start] = data = data or self._of_file(start)
         return data
+
+    def _of_file(self, address: int) -> bytes:
+        at = bisect_right(self._file_starts, address) - 1
+        if at < 0:
+            return b""
+        skip = address - self._file_starts[at]
+        return bytes(self._files[at][skip : skip + _PAGE])

@@ -30,6 +30,7 @@ _DETACH, _GETREGSET, _SEIZE, _INTERRUPT = 17, 0x4204, 0x4206, 0x4207
 _EVENT_STOP = 128
 _NT_PRSTATUS = 1  # Linux v6.13 include/uapi/linux/elf.h: the general registers
 _WALL = 0x40000000  # threads, too: Linux v6.13 include/uapi/linux/wait.h
+_LOOK = os.WEXITED | os.WSTOPPED | os.WNOHANG | os.WNOWAIT | _WALL
 _LARGEST_SET = 4096  # bytes of a register set
 MOST_VECTORS = 1024  # UIO_MAXIOV
 
@@ -70,10 +71,9 @@ class Wait:
 
     __slots__ = ("ended", "signal")
 
-    def __init__(self, status: int):
-        self.ended = not os.WIFSTOPPED(status)
-        event = status >> 16
-        self.signal = 0 if self.ended or event == _EVENT_STOP else os.WSTOPSIG(status)
+    def __init__(self, code: int, status: int):
+        self.ended = code not in (os.CLD_TRAPPED, os.CLD_STOPPED)
+        self.signal = 0 if self.ended or status >> 8 == _EVENT_STOP else status & 0x7F
 
 
 def load() -> None:
@@ -92,9 +92,18 @@ def interrupt(tid: int) -> None:
 
 
 def wait(tid: int) -> Wait | None:
-    """What has become of a seized thread, None where it still runs; never waits."""
-    found, status = os.waitpid(tid, os.WNOHANG | _WALL)
-    return Wait(status) if found else None
+    """What has become of a seized thread, None where it still runs; never waits.
+
+    A stop is looked at and left where it is: a signal that was once taken from there is lost if
+    we are killed before we give it back (Linux v6.13 kernel/exit.c, wait_task_stopped).
+    """
+    found = os.waitid(os.P_PID, tid, _LOOK)
+    if found is None:
+        return None
+    seen = Wait(found.si_code, found.si_status)
+    if seen.ended:
+        os.waitpid(tid, os.WNOHANG | _WALL)  # an execve(2) waits for that
+    return seen
 
 
 def detach(tid: int, signal: int = 0) -> None:
