@@ -173,13 +173,43 @@ def test_its_command_needs_nothing_of_perf(place: Path, tmp_path: Path) -> None:
     assert printed.stdout == perf(place / "perf.data")
 
 
-def test_several_processes_print_what_one_does(place: Path) -> None:
+FORMATS = ("script", "json", "folded", "speedscope", "firefox", "pprof", "svg", "html", "summary")
+
+
+@pytest.fixture(scope="module")
+def mixed(place: Path) -> Path:
+    """A recording of many processes and threads, of which many stacks are cut short."""
+    script = place / "mixed.sh"
+    each = f"for n in 1 2 3; do {place}/program 500; done"
+    script.write_text(f"{each}; {place}/burners threads; {place}/program 900")
+    events = ["-F", "5000", "-e", "page-faults:u"]
+    return record(place / "mixed.data", "sh", script, options=events, dump=1024)
+
+
+@pytest.mark.parametrize("format", FORMATS)
+def test_several_processes_print_what_one_does(mixed: Path, tmp_path: Path, format: str) -> None:
     """Each is dealt 256 samples at a time: there must be some more."""
-    recording = record(place / "many.data", place / "program", "2500", options=["-F", "5000"])
-    alone = perf(recording, "--script")
-    assert alone.count("\n\n") > 600
-    for jobs in ("2", "3"):
-        assert perf(recording, "--script", "--jobs", jobs) == alone
+    options = [f"--{format}"]
+    match format:
+        case "svg" | "html":
+            options = ["--event", "cpu-clock:u", "--flamegraph", str(tmp_path / f"p.{format}")]
+        case "summary":
+            options = []
+        case "script" | "json" | "speedscope":
+            pass
+        case _:
+            options += ["--event", "cpu-clock:u"]
+    found = []
+    for jobs in ("1", "3"):
+        output = tmp_path / f"p.{format}"
+        where = ["-o", output] if "--flamegraph" not in options else []
+        perf(mixed, *options, "--jobs", jobs, *where)
+        found.append(output.read_bytes())
+    assert found[0] == found[1]
+    assert len(found[0]) > 2000
+    assert format != "summary" or b"as in: " in found[0]
+    if format in ("script", "json"):
+        assert found[0].count(b"\n\n" if format == "script" else b'"frames":[') > 1000
 
 
 def test_nobody_goes_on_when_nobody_listens(place: Path) -> None:

@@ -145,9 +145,10 @@ def cuts(profile: Profile) -> list[Cut]:
         numbers, details = sums.setdefault(key, ([0, 0], []))
         numbers[0] += stack.count
         numbers[1] += stack.weight
-        details.append(stack.detail)
+        if stack.detail:
+            details.append(stack.detail)
     found = [
-        Cut(end, binary, count, weight, _remedy(end, binary), min(details))
+        Cut(end, binary, count, weight, _remedy(end, binary), min(details, default=""))
         for (end, binary), ((count, weight), details) in sums.items()
     ]
     return sorted(found, key=lambda cut: (-cut.count, cut.end, cut.binary or ""))

@@ -76,6 +76,7 @@ def _declare(parser: Parser) -> None:
     )
     group.add_argument(
         "--explain",
+        type=_sample,
         metavar="SAMPLE",
         help="one sample, its number from 0 on or its time, and how each frame was found",
     )
@@ -90,7 +91,7 @@ def _declare(parser: Parser) -> None:
         type=_count,
         default=1,
         metavar="N",
-        help="with --script: N processes at a time, for the same text [1]",
+        help="share the work among N processes, for the same output [1]",
     )
     add_profile_options(parser)
     add_file_options(parser)
@@ -113,6 +114,11 @@ def _count(text: str) -> int:
     if (number := int(text)) < 1:
         raise ValueError(text)
     return number
+
+
+def _sample(text: str) -> tuple[str, int | None, int]:
+    """argparse: a number from 0 on, or a time in seconds; that is in nanoseconds then."""
+    return text, int(text) if text.isdecimal() else None, nanoseconds(text)
 
 
 def _span(text: str) -> tuple[int, int]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 
 from unwind.cli.plumbing import Progress, wants_colour, warn
-from unwind.cli.profiles import ids_wanted, profile_wanted, times_wanted, write_profiles
+from unwind.cli.profiles import profile_wanted, write_profiles
 from unwind.cli.stacks import sources_of
 from unwind.errors import SourceError
 from unwind.frames import End
@@ -21,18 +21,21 @@ __all__ = ["Report"]
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
-    from typing import Any
+    from typing import Any, TypeAlias
 
     from unwind.cli.options import Options
     from unwind.frames import Frame
-    from unwind.perf.event import Event
-    from unwind.perf.processes import ProcessSpace, Task
+    from unwind.perf.processes import ProcessSpace
     from unwind.perf.samples import Sample
-    from unwind.profile import Counts, Profile, Table
-    from unwind.space import AddressSpace
+    from unwind.profile import Profile
     from unwind.transports.perf_data import PerfSource
 
-_AT_ONCE = 256  # samples whose text is put out together
+    Share: TypeAlias = tuple[int, int]  # the number of a process, and of how many
+    # What comes first; the text that must stand before a sample, whoever writes that; a sample's.
+    Texts: TypeAlias = tuple[str, Callable[[Sample], str] | None, Callable[[Sample], str]]
+
+_AT_ONCE = 256  # samples whose text is put out together; and how they are dealt out
+_ALL: Share = 0, 1
 
 
 class Report:
@@ -58,32 +61,36 @@ class Report:
         if options.script or options.json or options.explain is not None:
             if profile_wanted(options):
                 raise SourceError("one of --script, --json, --explain and the profiles")
-            if options.script:
-                self._put(self._script())
-            elif options.json:
-                self._put(_bundled(self._json()))
-            else:
+            if options.explain is not None:
                 self._explain(options.explain)
+            else:
+                self._put(self._texts())
         else:
             self._profiles()
         self._complain()
         return 1 if options.strict and not self.is_complete else 0
 
-    def _samples(self) -> Iterator[Sample]:
-        """The samples that the options choose."""
+    def _samples(self, share: Share = _ALL) -> Iterator[tuple[int, Sample]]:
+        """The samples that the options choose, each with its number; -1: it is in no share here."""
+        number, jobs = share
         chosen = _chooser(self.options)
-        if chosen is None and not sys.stderr.isatty():
-            return self.source.samples()
-        return self._watched(chosen or (lambda _: True))
+        samples = self.source.samples()
+        if number == 0 and sys.stderr.isatty():
+            samples = self._watched(samples)
+        if chosen is not None:
+            samples = filter(chosen, samples)
+        numbered = enumerate(samples)
+        if jobs == 1:
+            return numbered
+        return ((n if n // _AT_ONCE % jobs == number else -1, sample) for n, sample in numbered)
 
-    def _watched(self, chosen: Callable[[Sample], bool]) -> Iterator[Sample]:
-        """The samples that are `chosen`, while a bar shows how far they have come."""
+    def _watched(self, samples: Iterator[Sample]) -> Iterator[Sample]:
+        """The samples, while a bar shows how far they have come."""
         progress, records = Progress("unwinding"), self.source.records
-        for n, sample in enumerate(self.source.samples()):
+        for n, sample in enumerate(samples):
             if not n & 0xFF:
                 progress(records.done, len(records.data))
-            if chosen(sample):
-                yield sample
+            yield sample
         progress.close()
 
     def _put(self, texts: Iterator[str]) -> None:
@@ -92,20 +99,38 @@ class Report:
 
         write_text(self.options.output, texts)
 
-    def _script(self) -> Iterator[str]:
+    def _texts(self) -> Iterator[str]:
         """The text of the samples, many at a time; by several processes, if that was asked for."""
         jobs = self.options.jobs
         if jobs == 1:
-            return self._texts(0, 1)
+            return self._texts_of(_ALL)
         from unwind.cli.jobs import dealt
 
-        return dealt(jobs, lambda n: self._texts(n, jobs), self._state, self._learn)
+        return dealt(jobs, lambda n: self._texts_of((n, jobs)), self._state, self._learn)
 
-    def _texts(self, number: int, jobs: int) -> Iterator[str]:
-        """Of `jobs` processes, this is what the one with that number makes: each `jobs`-th piece.
+    def _texts_of(self, share: Share) -> Iterator[str]:
+        """What one of several processes makes of its share, as many texts at a time as it has.
 
         Each of them reads the whole recording: what a process has mapped must be known.
         """
+        head, meet, text = self._json() if self.options.json else self._script()
+        texts = [head] if share[0] == 0 else []
+        left = _AT_ONCE
+        for n, sample in self._samples(share):
+            news = meet(sample) if meet is not None else ""
+            if n < 0:
+                continue
+            texts += (news, text(sample)) if news else (text(sample),)
+            left -= 1
+            if not left:
+                yield "".join(texts)
+                texts.clear()
+                left = _AT_ONCE
+        if texts:
+            yield "".join(texts)
+
+    def _script(self) -> Texts:
+        """The text of perf script for each sample."""
         from unwind.writers.perf_script import DEFAULT_FIELDS, ScriptWriter
 
         fields = self.options.fields
@@ -114,21 +139,37 @@ class Report:
             self.places.site,
             self.places.kernel_site,
         )
-        walk, text = self.sampler.walk, writer.sample
-        texts: list[str] = []
-        for n, sample in enumerate(self._samples()):
-            if jobs > 1 and n // _AT_ONCE % jobs != number:
-                continue
+        walk, write = self.sampler.walk, writer.sample
+
+        def text(sample: Sample) -> str:
             pcs, end, how, _ = walk(sample)
             if end != End.OUTERMOST:
                 self.is_complete = False
             kernel = split_callchain(sample[5])[0] if sample[5] else ()
-            texts.append(text(sample, kernel, pcs, how))
-            if len(texts) >= _AT_ONCE:
-                yield "".join(texts)
-                texts.clear()
-        if texts:
-            yield "".join(texts)
+            return write(sample, kernel, pcs, how)
+
+        return "", None, text
+
+    def _json(self) -> Texts:
+        """A document without threads, then a line for each sample, and lines of modules."""
+        from unwind.writers.sample_lines import SampleLines
+
+        places = self.places
+        writer = SampleLines(self.source, self.names.name, places.site, places.kernel_site)
+
+        def gone(space: ProcessSpace) -> None:
+            writer.forget(space)
+            places.forget(space)
+
+        def text(sample: Sample) -> str:
+            walked = self.sampler.walk(sample)
+            if walked[1] != End.OUTERMOST:
+                self.is_complete = False
+            detail = self.sampler.detail(sample, walked)
+            return writer.sample(sample, split_callchain(sample[5])[0], walked, detail)
+
+        self.source.processes.gone = gone
+        return writer.head(), writer.meet, text
 
     def _state(self) -> tuple[object, ...]:
         """What the first process must know of another one, which has read the whole recording."""
@@ -145,27 +186,6 @@ class Report:
         source, changes = self.source, self.source.changes
         source.warnings, source.skipped, changes.unknown = warnings, skipped, unknown
         changes.lost, changes.lost_samples, changes.throttled, changes.damaged = losses
-
-    def _json(self) -> Iterator[str]:
-        """A document without threads, then a line for each sample."""
-        from unwind.writers.sample_lines import SampleLines
-
-        places = self.places
-        writer = SampleLines(self.source, self.names.name, places.site, places.kernel_site)
-
-        def gone(space: ProcessSpace) -> None:
-            writer.forget(space)
-            places.forget(space)
-
-        self.source.processes.gone = gone
-        for sample in self._samples():
-            walked = self.sampler.walk(sample)
-            if walked[1] != End.OUTERMOST:
-                self.is_complete = False
-            detail = self.sampler.detail(sample, walked)
-            kernel = split_callchain(sample[5])[0]
-            yield from writer.sample(sample, kernel, walked, detail)
-        yield from writer.begin()
 
     def _profiles(self) -> None:
         """The profile of each event, in the format that was asked for, or their summary."""
@@ -190,56 +210,39 @@ class Report:
 
     def profiles(self) -> list[Profile]:
         """The profile of each event."""
-        from unwind.profile import Counts, Thread
+        from unwind.cli.perf_profiles import joined
 
-        places, timed = self.places, times_wanted(self.options)
-        has_ids = ids_wanted(self.options)
-        by_event: dict[Event, Counts] = {}
-        tables: dict[AddressSpace, dict[tuple[Task, int], tuple[Event, Counts, Table]]] = {}
-        explained: set[tuple[str, str | None]] = set()
+        jobs, events = self.options.jobs, self.source.header.events
+        made: list[Profile] = []
+        if jobs == 1:
+            return joined(self._profiles_of(_ALL), events)
+        from unwind.cli.jobs import dealt
 
-        def gone(space: ProcessSpace) -> None:
-            tables.pop(space, None)
-            for counts in by_event.values():
-                counts.forget(space)
-            places.forget(space)
+        def count(number: int) -> Iterator[str]:
+            made.extend(self._profiles_of((number, jobs)))
+            yield from ()
 
-        def table(space: AddressSpace, task: Task, event: Event) -> tuple[Counts, Table]:
-            """Where samples of a thread are counted."""
-            known = tables.setdefault(space, {}).get((task, id(event)))
-            if known is None:
-                counts = by_event.get(event)
-                if counts is None:
-                    counts = by_event[event] = Counts(
-                        event.name, event.unit, places.site, places.kernel_site, timed
-                    )
-                pid, tid = (task.pid, task.tid) if has_ids else (None, None)
-                thread = Thread(pid, tid, task.comm)
-                known = tables[space][task, id(event)] = event, counts, counts.table(space, thread)
-            return known[1:]
+        def take(result: tuple[tuple[Any, ...], list[Profile]]) -> None:
+            self._learn(result[0])
+            made.extend(result[1])
 
-        self.source.processes.gone = gone
-        last: tuple[AddressSpace, Task, Event] | None = None
-        for sample in self._samples():
-            task, time, event, _, weight, chain, space = sample[:7]
-            if last is None or last[0] is not space or last[1] is not task or last[2] is not event:
-                last = space, task, event
-                counts, counted = table(*last)
-            walked = self.sampler.walk(sample)
-            pcs, end, how, _ = walked
-            detail = ""
-            if end != End.OUTERMOST:
-                self.is_complete = False
-                module = space.find(pcs[-1]) if pcs else None
-                cut = end, module.name if module is not None else None
-                if cut not in explained:  # one sentence for all that end so
-                    explained.add(cut)
-                    detail = self.sampler.detail(sample, walked)
-            kernel = split_callchain(chain)[0] if chain else ()
-            counts.add(counted, tuple(pcs), end, weight, how, kernel, detail, time / 1e9)
-        return [counts.profile() for counts in by_event.values()]
+        for _ in dealt(jobs, count, lambda: (self._state(), made), take):
+            pass
+        return joined(made, events)
 
-    def _explain(self, wanted: str) -> None:
+    def _profiles_of(self, share: Share) -> list[Profile]:
+        """The profile of each event, of a share of the samples."""
+        from unwind.cli.perf_profiles import Counting
+
+        counting = Counting(self.places, self.sampler, self.options)
+        self.source.processes.gone = counting.forget
+        for n, sample in self._samples(share):
+            if n >= 0:
+                counting.add(n, sample)
+        self.is_complete = self.is_complete and counting.is_complete
+        return counting.profiles()
+
+    def _explain(self, wanted: tuple[str, int | None, int]) -> None:
         """One sample, frame by frame, as unwind-core --explain does."""
         from unwind.explain import explain
         from unwind.writers.explanation import explanation_lines
@@ -261,21 +264,15 @@ class Report:
         lines = [writer.thread(snapshot), *writer.stack(stack, notes)]
         self._put(f"{line}\n" for line in lines)
 
-    def _find(self, wanted: str) -> Sample:
+    def _find(self, wanted: tuple[str, int | None, int]) -> Sample:
         """The sample of that number or time among those that the options choose."""
-        from unwind.cli.perf import nanoseconds
-
-        try:
-            number = int(wanted) if wanted.isdecimal() else None
-            time = None if number is not None else nanoseconds(wanted) // 1000
-        except ValueError:
-            raise SourceError(f"--explain: {wanted!r} is neither a number nor a time") from None
-        for n, sample in enumerate(self._samples()):
-            if n == number or sample[1] // 1000 == time:
+        text, number, time = wanted
+        for n, sample in self._samples():
+            if n == number if number is not None else sample[1] // 1000 == time // 1000:
                 if sample[11] is None:
                     raise SourceError("the sample has no registers of a 64-bit user")
                 return sample
-        raise SourceError(f"no sample {wanted}", self.source.path)
+        raise SourceError(f"no sample {text}", self.source.path)
 
     def _complain(self) -> None:
         """Say on standard error what was lost on the way."""
@@ -322,14 +319,3 @@ def _chooser(options: Options) -> Callable[[Sample], bool] | None:
         )
 
     return chosen
-
-
-def _bundled(texts: Iterator[str]) -> Iterator[str]:
-    """The same text in fewer pieces."""
-    pieces: list[str] = []
-    for text in texts:
-        pieces.append(text)
-        if len(pieces) >= _AT_ONCE:
-            yield "".join(pieces)
-            pieces.clear()
-    yield "".join(pieces)

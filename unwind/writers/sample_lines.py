@@ -15,7 +15,7 @@ __all__ = ["SampleLines"]
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Callable, Sequence
     from typing import Any
 
     from unwind.frames import Stack
@@ -43,18 +43,33 @@ class SampleLines:
         self._name, self._site, self._kernel_site = name, site, kernel_site
         self._arch = source.arch
         self._source = source
-        self._began = False
         self._index: dict[int, int] = {}  # by the ids of modules that their spaces keep
         self._count = 0  # of modules so far
         self._frames: dict[AddressSpace, dict[tuple[object, ...], str]] = {}
         self._kept = 0  # frames whose text is kept
-        self._new: list[dict[str, Any]] = []
+        self._met: tuple[Module, ...] = ()  # the modules of the last sample's space
 
-    def begin(self) -> Iterator[str]:
-        """The first line, unless it is written already."""
-        if not self._began:
-            self._began = True
-            yield dumps(document(self._source, (), (), self._name)) + "\n"
+    def head(self) -> str:
+        """The first line."""
+        return dumps(document(self._source, (), (), self._name)) + "\n"
+
+    def meet(self, sample: Sample) -> str:
+        """The line that must stand before a sample: with modules that were not there; "": none.
+
+        Modules are listed when a sample is met in their space, whether it needs them or not: so
+        their indices do not depend on who walks which samples.
+        """
+        modules = sample[6].modules
+        if modules is self._met:
+            return ""
+        self._met = modules
+        news = [module for module in modules if id(module) not in self._index]
+        for module in news:
+            self._index[id(module)] = self._count
+            self._count += 1
+        pid = sample[0].pid
+        entries = [{**module_entry(module), "pid": pid} for module in news]
+        return dumps({"modules": entries}) + "\n" if entries else ""
 
     def forget(self, space: AddressSpace) -> None:
         """Keep nothing of a space in which no sample will be any more."""
@@ -68,9 +83,8 @@ class SampleLines:
         kernel: Sequence[int],
         walked: tuple[Sequence[int], str, How | None, Stack | None],
         detail: str,
-    ) -> Iterator[str]:
-        """The line of a sample, behind one with the modules that it is the first to need."""
-        yield from self.begin()
+    ) -> str:
+        """The line of a sample, which `meet` has met."""
         task, time, event, cpu, period, _, space = sample[:7]
         pcs, end, how, stack = walked
         frames = [self._kernel_frame(pc, n > 0) for n, pc in enumerate(kernel)]
@@ -81,11 +95,8 @@ class SampleLines:
             key = pc, trust, called, signal
             text = known.get(key)
             if text is None:
-                text = known[key] = self._frame(space, task.pid, *key)
+                text = known[key] = self._frame(space, *key)
             frames.append(text)
-        if self._new:
-            yield dumps({"modules": self._new}) + "\n"
-            self._new = []
         head: dict[str, Any] = {"tid": task.tid, "crashed": False, "pid": task.pid}
         if task.comm is not None:
             head["name"] = plain_text(task.comm)
@@ -94,18 +105,12 @@ class SampleLines:
             head["cpu"] = cpu
         head["period"] = period
         reason = {"reason": end} | ({"detail": plain_text(detail)} if detail else {})
-        yield f'{dumps(head)[:-1]},"frames":[{",".join(frames)}],"end":{dumps(reason)}}}\n'
+        return f'{dumps(head)[:-1]},"frames":[{",".join(frames)}],"end":{dumps(reason)}}}\n'
 
-    def _frame(
-        self, space: AddressSpace, pid: int, pc: int, trust: str, called: bool, signal: bool
-    ) -> str:
+    def _frame(self, space: AddressSpace, pc: int, trust: str, called: bool, signal: bool) -> str:
         """The text of one frame; most frames are met many times."""
         lookup_pc = self._arch.call_before(pc) if called else pc
         module = space.find(lookup_pc)
-        if module is not None and id(module) not in self._index:
-            self._index[id(module)] = self._count
-            self._count += 1
-            self._new.append({**module_entry(module), "pid": pid})
         frame = Frame(pc, lookup_pc, _NO_REGISTERS, module, trust, called, None, signal)
         entry = frame_entry(frame, self._arch, self._index, self._name)
         if entry["function"] is None:
