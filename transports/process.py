@@ -161,6 +161,7 @@ class _ProcessTransport:
                 plan.mappings(proc.read("maps"))
                 looks = [halt(proc, plan, longest_stop)] if stop else look(proc, plan)
                 if looks and all(seen.program == program for seen in looks):
+                    _check_time(looks, path)
                     source = ProcessSource(proc, looks, plan, files)
                     source.stopped = looks[0].seconds if stop else None
                     return source
@@ -224,6 +225,17 @@ def _architecture(proc: Proc) -> Architecture:
             f"process {proc.pid}",
         )
     return architecture(elf)
+
+
+def _check_time(looks: Sequence[Seen], path: str) -> None:
+    """Raises SourceError where threads were to stop and none did in time."""
+    late = [tid for seen in looks for tid in seen.late]
+    if late and not any(seen.registers or seen.places for seen in looks):
+        raise SourceError(
+            f"none of its {len(late)} threads stopped in time",
+            f"process {path}",
+            "--max-stop gives time",
+        )
 
 
 def _error(error: OSError, proc: Proc, path: str) -> SourceError:

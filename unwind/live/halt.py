@@ -8,7 +8,8 @@ thread ends, even what never stopped, and with the whole of us, should we be kil
 
 from __future__ import annotations
 
-from _thread import allocate_lock, start_new_thread
+import os
+from _thread import allocate_lock, get_native_id, start_new_thread
 from errno import EPERM, ESRCH
 from time import monotonic, sleep
 
@@ -51,6 +52,7 @@ def halt(proc: Proc, plan: Plan, most: float) -> Seen:
     done.acquire()
 
     def run() -> None:
+        work.thread = get_native_id()
         try:
             work.run()
         except BaseException as error:
@@ -66,10 +68,21 @@ def halt(proc: Proc, plan: Plan, most: float) -> Seen:
         work.abandoned = True
         while not work.done:  # `done` may be ours already: no second time, it would never come
             sleep(_LONGEST)
+        _wait_for_end(work.thread)
         raise
+    if work.error is not None or work.seen.late:
+        _wait_for_end(work.thread)
     if work.error is not None:
         raise work.error
     return work.seen
+
+
+def _wait_for_end(thread: int) -> None:
+    """Until a thread of ours is no more, and with it its hold on those that it did not let go."""
+    pause = _SHORTEST
+    while os.path.exists(f"/proc/self/task/{thread}") and pause < 1:
+        sleep(pause)
+        pause *= 2
 
 
 class _Halt:
@@ -80,6 +93,7 @@ class _Halt:
         self.seen = Seen(proc.pid)
         self.error: BaseException | None = None
         self.abandoned = self.done = False
+        self.thread = 0
         self.seized: set[int] = set()
         self.running: set[int] = set()  # seized, and not yet stopped
         self.signals: dict[int, int] = {}  # of the stopped: what they were about to take

@@ -89,13 +89,14 @@ class LiveMemory:
         if stretch is not None:
             at = address - stretch.start
             found = bytes(stretch.data[at : min(stretch.filled, end - stretch.start)])
-            return found or stretch.lacking
+            if found:
+                return found
         at = bisect_right(self._mapped, address) - 1
         if at < 0 or address >= self._mappings[at].end:
             return "nothing was mapped there"
         mapping = self._mappings[at]
         if mapping.writable:
-            return _CHANGES
+            return stretch.lacking if stretch is not None else _CHANGES
         if not mapping.readable and not mapping.executable:
             return "a guard page: mapped without any right of access"
         page = address & -_PAGE

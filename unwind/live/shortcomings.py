@@ -20,10 +20,10 @@ def shortcomings(looks: Sequence[Seen], plan: StackPlan) -> Iterator[str]:
     """What is missing of the threads and their stacks."""
     for seen in looks:
         yield from _of_code(seen, plan)
-        if seen.ran:
+        if seen.late:
+            yield from _late(seen)
+        elif seen.ran:
             yield f"{_threads(seen.ran)} ran: without a stop, nothing is known of what runs"
-        for tid in seen.late:
-            yield _late(seen, tid)
         if seen.refused:
             yield f"{_threads(seen.refused)} could not be stopped: somebody else is tracing them"
         for lacking in (OUT_OF_TIME, TOO_MUCH, ENDED):
@@ -32,7 +32,7 @@ def shortcomings(looks: Sequence[Seen], plan: StackPlan) -> Iterator[str]:
             if size:
                 yield f"{size} bytes of stacks are missing: {lacking}"
     if looks and looks[-1].moved:
-        yield f"{_threads(looks[-1].moved)} moved while they were looked at, and are left out"
+        yield f"{_threads(looks[-1].moved)} moved during each of several looks: left out"
 
 
 def _of_code(seen: Seen, plan: StackPlan) -> Iterator[str]:
@@ -41,12 +41,15 @@ def _of_code(seen: Seen, plan: StackPlan) -> Iterator[str]:
         yield f"{_threads(foreign)} ran 32-bit code, which is not unwound"
 
 
-def _late(seen: Seen, tid: int) -> str:
-    """What became of a thread that did not stop."""
-    said = f"thread {tid} did not stop within {1000 * seen.seconds:.1f} ms"
-    if tid in seen.places:
-        return f"{said}, blocked as it is in the kernel: of its registers, pc and sp are known"
-    return f"{said} and is left out (--max-stop gives time)"
+def _late(seen: Seen) -> Iterator[str]:
+    """What became of the threads that did not stop."""
+    time = f"did not stop within {1000 * seen.seconds:.1f} ms"
+    blocked = [tid for tid in seen.late if tid in seen.places]
+    others = [tid for tid in seen.late if tid not in seen.places]
+    if blocked:
+        yield f"{_threads(blocked)} {time}, blocked in the kernel: only pc and sp are known"
+    if others:
+        yield f"{_threads(others)} {time}: left out (--max-stop gives time)"
 
 
 def _threads(tids: Iterable[int]) -> str:
