@@ -166,8 +166,8 @@ class Functions:
         """
         told_alone = self._starts.is_told(part.start)
         entries: dict[int, State] = {}
-        likely = list(self._starts.whole_of(part.start))
-        for sources in chain([likely], self._jumps_into(part)):
+        likely = ([start] for start in self._starts.whole_of(part.start))
+        for sources in chain(likely, self._jumps_into(part)):
             for target, state in self._entries(part, self._around(sources)).items():
                 entries.setdefault(target, state)
             if entries and told_alone:

@@ -110,7 +110,8 @@ class FoundStarts(Starts):
     def whole_of(self, part: int) -> Iterator[int]:
         """Where functions may start of which what begins at `part` is a part, by what is told.
 
-        Compilers write the FDE of a function and then those of its parts.
+        Compilers write the FDE of a function and then those of its parts, and gcc names a part
+        after its function.
         """
         if part not in self._told_starts or self._untold:
             return
@@ -122,6 +123,11 @@ class FoundStarts(Starts):
                 continue
             if before is not None:
                 yield before.start
+        for symbol in self._image.symbols.starting(part):
+            name, cold, _ = symbol.name.partition(".cold")
+            whole = self._image.symbols.named(name) if cold else None
+            if whole is not None:
+                yield whole.vaddr
 
     def near(self, vaddr: int, low: int, high: int) -> list[int]:
         """The starts in [low, high) that are known as well as the one of `vaddr`."""

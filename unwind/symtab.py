@@ -35,6 +35,7 @@ class STB:
 
 _RANK = {STB.GLOBAL: 3, STB.WEAK: 2, STB.LOCAL: 1}  # libdwfl: others, GNU_UNIQUE too, come last
 _LONGEST_NAME = 1 << 16
+_FEW_PLACES = 8  # each of which is looked for at the speed of memchr
 _MOST_SYMBOLS, _MOST_STRINGS = 1 << 23, 1 << 30  # a sparse file may claim any number of them
 
 # st_info to 1 where such a symbol may name a place: no sections, files or thread-local data.
@@ -209,10 +210,25 @@ class Table:
                 at = strings.find(name + tail, at + 1)
         if not places or not name:
             return None
-        step = self._layout.record.size
-        order = "<" if self._byteorder == "little" else ">"
-        offsets = Struct(f"{order}I{step - 4}x").iter_unpack(self._entries)
-        hits = [index for index, (offset,) in enumerate(offsets) if offset in places]
+        hits = self._with_name(places)
         found = [index for index in hits if self.fields(index)[4] != 0]
         ranks = [_RANK.get(self.fields(index)[3] >> 4, 0) for index in found]
         return self.symbol(found[ranks.index(max(ranks))]) if found else None
+
+    def _with_name(self, places: set[int]) -> list[int]:
+        """The symbols whose names lie at these places of the strings."""
+        step = self._layout.record.size
+        if len(places) > _FEW_PLACES:
+            order = "<" if self._byteorder == "little" else ">"
+            offsets = Struct(f"{order}I{step - 4}x").iter_unpack(self._entries)
+            return [index for index, (offset,) in enumerate(offsets) if offset in places]
+        entries, found = bytes(self._entries), list[int]()
+        for place in places:
+            wanted = place.to_bytes(4, self._byteorder)
+            at = entries.find(wanted)
+            while at >= 0:
+                index, within = divmod(at, step)
+                if not within:  # st_name comes first: gABI 4.1 fig. 4-15
+                    found.append(index)
+                at = entries.find(wanted, (index + 1) * step)
+        return sorted(found)
