@@ -154,6 +154,7 @@ def test_after_a_stop_that_was_too_short_nobody_is_held(program: Path, tmp_path:
             with redirect_stdout(io.StringIO()), redirect_stderr(errors):
                 unwind_live.main([pid_of(crash), "--max-stop", "0.0001"])
             assert "--max-stop" in errors.getvalue()
+            time.sleep(0.1)  # until all are asleep again, in system calls that begin anew
             assert_truth(document(pid_of(crash)), crash)
 
 

@@ -47,10 +47,11 @@ class ProcessFiles(Files):
         mapping = self._mappings.get(name)
         if mapping is None or self.sysroot:
             return
-        if _is_at(self.root, name, mapping.inode):
-            yield Candidate(name, self.root)
-        else:
-            yield Candidate(f"{self._directory}/map_files/{mapping.start:x}-{mapping.end:x}")
+        for root in dict.fromkeys((self.root, "")):  # of a chroot, the kernel tells us our paths
+            if _is_at(root, name, mapping.inode):
+                yield Candidate(name, root)
+                return
+        yield Candidate(f"{self._directory}/map_files/{mapping.start:x}-{mapping.end:x}")
 
 
 def _is_at(root: str, path: str, inode: int) -> bool:
