@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import sys
+from itertools import islice
 from pathlib import Path
+from xml.etree import ElementTree
 
 import pytest
 
-from tests.support import ROOT, need, python
-from tools import bench
+from tests.recordings import our_stacks
+from tests.support import ROOT, cannot, need, python
+from tools import bench, bench_perf
+from tools.bench_plot import Panel, Series, plot
 
 
 @pytest.fixture(scope="module")
@@ -105,3 +109,35 @@ def test_memory_beyond_the_core_leaves_the_mapped_core_out(tmp_path: Path) -> No
     # No difference to the page: VmHWM comes from counters that lag by some pages (proc(5)), which
     # once made it 4 KiB too small. The interpreter alone has a third of the file's size.
     assert peak.beyond < 16 << 20 < 32 << 20 <= peak.resident
+
+
+def test_a_plot_shows_each_figure() -> None:
+    ours = Series("unwind-perf", [(10, 12.5), (100, 20.0), (1000, 31.0)])
+    other = Series("perf", [(10, 40.0), (100, 60.25), (1000, 55.0)])
+    picture = ElementTree.fromstring(plot([Panel("depth", [ours, other]), Panel("once", [ours])]))
+    texts = [element.text for element in picture.iter() if element.tag.endswith("}title")]
+    assert "perf, depth 100: 60.2 us a sample" in texts
+    assert len(texts) == 1 + 6 + 3
+    lines = [e for e in picture.iter() if e.tag.endswith("}polyline")]
+    places = [tuple(map(float, p.split(","))) for p in lines[0].attrib["points"].split()]
+    assert [x for x, _ in places] == [0, 105, 210]
+    assert places[0][1] > places[1][1] > places[2][1] > 0
+
+
+@pytest.mark.parametrize("source", ["recursive.cc", "growth.c"])
+def test_a_program_of_known_cost_is_recorded(tmp_path: Path, source: str) -> None:
+    need("perf")
+    need("g++")
+    if source == "growth.c":
+        [(what, size, recorded), *_] = islice(bench_perf.growth(tmp_path, 1600), 1)
+        assert (what, size) == ("samples", 100)
+        least = 22  # main, and one call of another
+    else:
+        program = bench_perf.recursive(tmp_path)
+        recorded = bench_perf.record("deep", tmp_path / "data", 16384, [program, "0.05"])
+        least = 60
+    if recorded.samples == 0:
+        cannot("perf records nothing here")
+    stacks = our_stacks(recorded.path)
+    assert len(stacks) == recorded.samples > 20
+    assert max(len(stack.frames) for stack in stacks) >= least

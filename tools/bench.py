@@ -289,7 +289,7 @@ def interpreters(where: Path) -> list[Interpreter]:
 
     The others are Debian's python3 and the one that `python3` starts; each stands here once.
     """
-    first = _interpreter(ROOT / ".venv/bin")
+    first = interpreter(ROOT / ".venv/bin")
     found = {_origin(first.bin / "python"): first}
     for candidate in ("/usr/bin/python3", shutil.which("python3", path=_path_outside())):
         if candidate is None or (origin := _origin(Path(candidate))) in found:
@@ -299,11 +299,11 @@ def interpreters(where: Path) -> list[Interpreter]:
         shutil.copytree(ROOT, tree, symlinks=True, ignore=unwanted)
         make = ["make", "--silent", f"PYTHON={candidate}", ".venv/ready"]
         subprocess.run(make, cwd=tree, check=True, env=ENVIRONMENT)
-        found[origin] = _interpreter(tree / ".venv/bin")
+        found[origin] = interpreter(tree / ".venv/bin")
     return list(found.values())
 
 
-def _interpreter(bin: Path) -> Interpreter:
+def interpreter(bin: Path) -> Interpreter:
     code = "import platform, sys; print(platform.python_version(), sys.base_prefix)"
     version, prefix = _said(bin / "python", code).split(maxsplit=1)
     return Interpreter(version + (" (Debian)" if prefix == "/usr" else ""), bin)
