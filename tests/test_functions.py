@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from bisect import bisect_right
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -21,8 +22,9 @@ from unwind.judge import Judge
 from unwind.rules import CfaRegister, Row
 from unwind.starts import FoundStarts, Starts, find
 from unwind.symtab import STT
+from unwind.testing.elf_files import Seg, make_elf
 
-R10 = 10
+RSP, R10 = 7, 10
 pytest.importorskip("capstone")
 MODEL = ARCH.code_model() if ARCH.code_model is not None else None
 
@@ -302,6 +304,30 @@ def _row(fde: Fde, vaddr: int) -> Row:
     if table is None:
         table = _TABLES[fde.start] = list(rows(fde, ARCH.vendor_opcodes))
     return next(row for row in table if row.start <= vaddr < row.end)
+
+
+def test_of_very_much_code_only_what_is_around_a_place_is_looked_through() -> None:
+    """Debian's chromium has 228 MB of code, no CFI and no symbols: all of it took three minutes."""
+    assert MODEL is not None
+    # push rbx; sub rsp, 16; call the next one; add rsp, 16; pop rbx; ret; int3
+    one = bytes.fromhex("53 4883ec10 e816000000 4883c410 5b c3")
+    one = one.ljust(32, b"\xcc")
+    code = one * ((20 << 20) // len(one))
+    image = Image(Elf(bytes(make_elf([Seg(vaddr=0x400000, data=code)]))))
+    disassemble, looked = disassembler(MODEL), [0]
+
+    def counted(code: bytes, vaddr: int) -> Any:
+        looked[0] += len(code)
+        return disassemble(code, vaddr)
+
+    functions = Functions(image, MODEL, counted, FoundStarts(image, MODEL, counted))
+    for place in (0x400000, 0x400000 + (7 << 20), 0x400000 + len(code) - 32):
+        assert functions.bounds(place + 10) == (place, place + 32)
+        table = functions.table(place + 10)
+        row = table.row(place + 10) if table is not None else None
+        assert row is not None
+        assert row.cfa == CfaRegister(RSP, 32)
+    assert 0 < looked[0] < 4 << 20
 
 
 def test_init_and_fini_begin_where_the_dynamic_section_says(tmp_path: Path) -> None:

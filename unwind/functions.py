@@ -18,6 +18,7 @@ _NEAR = 1 << 16
 # What jumps into a part is searched in so many bytes of code at a time; how far from the part jumps
 # are looked at that tell where to begin, first these and then more.
 _STRETCH, _LONGEST_JUMP = 1 << 16, 8
+_MOST_STRETCHES = 512  # 32 MB
 _AROUND = (1 << 11, 1 << 13, 1 << 15)
 
 TYPE_CHECKING = False
@@ -245,10 +246,10 @@ class Functions:
             for at in range(0, len(code), _STRETCH)
         ]
         around = self._jumps_around(part, pieces)
-        if around:
-            middle = _STRETCH // 2
-            stretches.sort(key=lambda s: min(abs(s[0] + middle - target) for target in around))
-        for vaddr, code in stretches:
+        if around or len(stretches) > _MOST_STRETCHES:
+            middle, near = _STRETCH // 2, around or [part.start]
+            stretches.sort(key=lambda s: min(abs(s[0] + middle - target) for target in near))
+        for vaddr, code in stretches[:_MOST_STRETCHES]:
             found = self.model.jumps_into(code, vaddr, part.start, part.end)
             sources = {source for source in found if not part.start <= source < part.end}
             if sources:

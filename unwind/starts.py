@@ -22,10 +22,16 @@ __all__ = ["FoundStarts", "Starts", "code_of", "entry_points", "find", "find_sta
 # No function is longer, in bytes: following a million instructions takes seconds.
 _LONGEST = 1 << 20
 
+# So much code of which nothing is told is looked through at once, which takes a second for 2 MB. Of
+# more, as chromium has, it is a stretch around each place, with what functions before and behind it
+# may reach into.
+_AT_ONCE, _STRETCH, _MARGIN = 1 << 24, 1 << 18, 1 << 16
+
 # Less than that between two functions is padding.
 _GAP = 32
 # Where gaps are less than one in so many bytes, they alone are looked at.
 _FEW = 50
+_BEYOND = 1 << 64
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -84,23 +90,24 @@ class FoundStarts(Starts):
     ):
         self._image = image
         self._code = code_of(image)
-        self._search = model, disassemble, untold
+        self._search = model, disassemble
         self._untold = untold
         self._told_starts: set[int] = set()  # those that were asked for
-        self._found: Starts | None = None
+        self._gaps: _Gaps | None = None
+        self._found: dict[int, Starts] = {}  # by where the stretch begins
 
     def around(self, vaddr: int) -> tuple[int, int] | None:
         """Where the function around `vaddr` starts and ends, None where none is near."""
         told = self._told_around(vaddr)
         if told is None:
-            return self._all().around(vaddr)
+            return self._by_code(vaddr).around(vaddr)
         self._told_starts.add(told[0])
         return told
 
     def is_part(self, start: int) -> bool:
         """Whether what begins there is known as a part of a function, if by gcc's name for it."""
         if start not in self._told_starts and self._told_around(start) is None:
-            return self._all().is_part(start)
+            return self._by_code(start).is_part(start)
         return any(".cold" in symbol.name for symbol in self._image.symbols.starting(start))
 
     def is_told(self, start: int) -> bool:
@@ -134,18 +141,24 @@ class FoundStarts(Starts):
         lists = [section.starts(low, high) for section in self._image.frame_sections]
         if self._untold or self._described(vaddr) is None:
             if self._told_around(vaddr) is None:
-                return self._all().near(vaddr, low, high)
+                return self._by_code(vaddr).near(vaddr, low, high)
             lists.append(list(self._image.symbols.starts(low, high)))
             if self._image.procedures is not None:
                 starts = self._image.procedures.starts
                 lists.append([start for start in starts if low <= start < high])
         return lists[0] if len(lists) == 1 else sorted({*chain(*lists)})
 
-    def _all(self) -> Starts:
-        found = self._found
+    def _by_code(self, vaddr: int) -> Starts:
+        """The starts that the code tells: all, or where there is very much code those around."""
+        image, gaps = self._image, self._gaps
+        if gaps is None:
+            gaps = self._gaps = _Gaps(image, self._untold)
+        whole = gaps.size <= _AT_ONCE or self._search[0].survey is None
+        begin = -1 if whole else vaddr & -_STRETCH
+        found = self._found.get(begin)
         if found is None:
-            image = self._image
-            found = self._found = Starts(image, *find(image, *self._search))
+            low, high = (0, _BEYOND) if begin < 0 else (begin - _MARGIN, begin + _STRETCH + _MARGIN)
+            found = self._found[begin] = Starts(image, *gaps.starts(*self._search, low, high))
         return found
 
     def _told_around(self, vaddr: int) -> tuple[int, int] | None:
@@ -209,22 +222,40 @@ def find(
     image: Image, model: CodeModel, disassemble: Disassemble, untold: bool = False
 ) -> tuple[set[int], set[int]]:
     """Where functions of an image seem to start, and where parts of functions do."""
-    if model.survey is None:
-        return set(find_starts(image, model, untold)), set()
-    told = [] if untold else sorted(_told(image))
-    gaps = list(_gaps(image, told))
-    starts = {start for start, _ in told}
-    if not untold:
-        starts |= set(entry_points(image))
-    parts: set[int] = set()
-    if gaps:
-        data = [s.data for s in image.segments if not s.executable]
-        pointers = [pointer for each in data for pointer in _pointers(image, each)]
-        code = sorted(code_of(image), key=lambda piece: piece[0])
+    return _Gaps(image, untold).starts(model, disassemble)
+
+
+class _Gaps:
+    """The code of an image that lies in no function of known size: `size` bytes."""
+
+    def __init__(self, image: Image, untold: bool):
+        self.image = image
+        self.untold = untold
+        self.told = [] if untold else sorted(_told(image))
+        self.pieces = list(_gaps(image, self.told))
+        self.size = sum(len(code) for _, code in self.pieces)
+        self._pointers: list[int] | None = None
+
+    def starts(
+        self, model: CodeModel, disassemble: Disassemble, low: int = 0, high: int = _BEYOND
+    ) -> tuple[set[int], set[int]]:
+        """Where functions seem to start, and parts of functions, from `low` to `high`."""
+        image = self.image
+        if model.survey is None:
+            return set(find_starts(image, model, self.untold)), set()
+        told = self.told[bisect_left(self.told, (low, 0)) : bisect_left(self.told, (high, 0))]
+        starts = {start for start, _ in told}
+        if not self.untold:
+            starts |= set(entry_points(image))
+        gaps = _within(self.pieces, low, high)
+        if not gaps:
+            return starts, set()
         # Calls from functions that are known lead to those that are not.
+        code = _within(sorted(code_of(image), key=lambda piece: piece[0]), low, high)
         much = _FEW * sum(len(gap) for _, gap in gaps) > sum(len(piece) for _, piece in code)
+        pointers = self._pointers_to(low, high)
         found = survey(image, model, disassemble, code if much else gaps, pointers)
-        lows = [low for low, _ in gaps]
+        lows = [begin for begin, _ in gaps]
         functions, parts = (
             {
                 vaddr
@@ -235,9 +266,25 @@ def find(
             for each in found
         )
         starts |= functions
-        if told:  # where what is told ends, something else begins
-            starts |= set(lows) - parts
-    return starts, parts - starts
+        if self.told:  # where what is told ends, something else begins
+            starts |= {begin for begin, _ in self.pieces if low <= begin < high} - parts
+        return starts, parts - starts
+
+    def _pointers_to(self, low: int, high: int) -> list[int]:
+        """The words of data that may be addresses from `low` to `high`."""
+        known = self._pointers
+        if known is None:
+            data = [s.data for s in self.image.segments if not s.executable]
+            known = self._pointers = sorted(p for each in data for p in _pointers(self.image, each))
+        return known[bisect_left(known, low) : bisect_left(known, high)]
+
+
+def _within(
+    pieces: Iterable[tuple[int, memoryview]], low: int, high: int
+) -> list[tuple[int, memoryview]]:
+    """What of some pieces, (vaddr, bytes), lies from `low` to `high`."""
+    cut = ((max(at, low), code[max(low - at, 0) : max(high - at, 0)]) for at, code in pieces)
+    return [(at, code) for at, code in cut if code]
 
 
 def find_starts(image: Image, model: CodeModel, untold: bool = False) -> Iterator[int]:
