@@ -14,7 +14,7 @@ TIME ?= 60
 TEST = .venv-test/bin/python
 SOURCES := $(shell find unwind/ arch transports bpf share -type f ! -name '*.pyc' 2>/dev/null)
 
-.PHONY: help demo test test-kernel test-pictures lint bench bench-perf agreement docs packages clean
+.PHONY: help demo bpf test test-kernel test-pictures lint bench bench-perf agreement docs packages clean
 .PHONY: oracle oracle-rows oracle-steps oracle-programs oracle-tables oracle-tables-large oracle-damage fuzz
 .DELETE_ON_ERROR:
 
@@ -23,6 +23,10 @@ help:  ## this list
 
 demo: .venv/ready  ## install into .venv, crash a program (or take one of examples/), unwind it
 	@sh examples/demo.sh .venv/bin/unwind-core
+
+bpf:  ## build the BPF programs, which takes clang
+	@command -v clang >/dev/null || { echo "clang is missing: apt install clang" >&2; exit 1; }
+	$(MAKE) --no-print-directory -C bpf
 
 test: packages .venv-test/ready  ## run the tests; ARGS="-k name -x" goes to pytest
 	$(TEST) -m pytest $(ARGS)
@@ -87,6 +91,7 @@ docs: .venv-test/ready  ## make man pages and completion from the commands' pars
 clean:  ## remove the environments and all that was built
 	rm -rf .venv .venv-test .kernels .agreement .fuzz .pictures build dist *.egg-info
 	rm -rf .hypothesis .mypy_cache .pytest_cache .ruff_cache .coverage
+	$(MAKE) --no-print-directory -C bpf clean
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 packages:

@@ -28,7 +28,9 @@ LAYERS = layers()
 # Nobody imports a neighbour of the same line, but these packages have an order of their own.
 ORDERED = {
     "arch",
+    "bpf",
     "dwarf",
+    "events",
     "live",
     "perf",
     "remote",

@@ -1,7 +1,7 @@
 """What users install: the sdist builds without git and network, and its wheel lacks nothing.
 
-Setuptools is called as pip would call it (PEP 517), in this interpreter's environment instead of
-one that would have to be downloaded.
+The build backend is called as pip would call it (PEP 517), in this interpreter's environment
+instead of one that would have to be downloaded.
 """
 
 from __future__ import annotations
@@ -17,17 +17,29 @@ from pathlib import Path
 
 import pytest
 
-from tests.support import ROOT, git_files, python, run
+from tests.support import ROOT, git_files, need, python, run
 from tools.make_docs import commands
 from unwind.version import VERSION
 
-BUILD = "import setuptools.build_meta as backend; print(backend.build_{kind}({where!r}))"
+BUILD = """
+import sys
+sys.path.insert(0, "tools")
+import build_backend
+print(build_backend.build_{kind}({where!r}))
+"""
 MAPPED = ("arch", "bpf", "transports")
 
 
-def build(kind: str, tree: Path) -> Path:
-    """The `sdist` or `wheel` of `tree`, made without a look at git or the network."""
-    no_tools = {"PATH": "", "http_proxy": "http://127.0.0.1:9", "https_proxy": "http://127.0.0.1:9"}
+def build(kind: str, tree: Path, path: str = "") -> Path:
+    """The `sdist` or `wheel` of `tree`, made without a look at git or the network.
+
+    Without programs in `path` there is no clang.
+    """
+    no_tools = {
+        "PATH": path,
+        "http_proxy": "http://127.0.0.1:9",
+        "https_proxy": "http://127.0.0.1:9",
+    }
     code = BUILD.format(kind=kind, where=str(tree / "dist"))
     done = python("-W", "ignore", "-c", code, cwd=tree, PYTHONPATH="", **no_tools)
     assert done.returncode == 0, done.stderr
@@ -95,6 +107,19 @@ def test_the_wheel_holds_every_package_file_of_git(wheel: Path) -> None:
     packed = {name for name in wheel_files(wheel) if name.startswith("unwind/")}
     assert packed >= package_files(), "a package is missing in setup.cfg"
     assert not [name for name in packed - package_files() if name.endswith(".py")]
+
+
+def test_a_wheel_has_bpf_objects_where_there_is_clang(
+    wheel: Path, unpacked: Path, tmp_path: Path
+) -> None:
+    need("clang", "make")
+    tree = shutil.copytree(unpacked, tmp_path / "tree", ignore=shutil.ignore_patterns("build"))
+    built = wheel_files(build("wheel", tree, os.environ["PATH"]))
+    objects = {
+        f"unwind/bpf/unwind.{arch}.bpf.o" for arch in ("x86_64", "arm64", "mips32", "mips32el")
+    }
+    assert built == wheel_files(wheel) | objects
+    assert not objects & wheel_files(wheel), "one was shipped in the sdist"
 
 
 def test_the_sdist_holds_what_make_needs(sdist: Path) -> None:

@@ -1,0 +1,92 @@
+/* SPDX-License-Identifier: MIT */
+/* The user's registers: as the kernel keeps them in, in DWARF order and by their names out. */
+#ifndef UNWIND_REGISTERS_H
+#define UNWIND_REGISTERS_H
+
+#include "event.h"
+
+/* psABIs and Linux v6.13 include/uapi/linux/elf-em.h. */
+#if defined(__TARGET_x86_64)
+#define EVENT_ARCH	62	/* EM_X86_64 */
+#define USER_SP(regs)	((regs)->sp)
+
+/* A segment of 32-bit code: __USER32_CS, Linux v6.13 arch/x86/include/asm/segment.h. */
+#define IS_COMPAT(regs)	((regs)->cs == 0x23)
+
+inline_always void copy_registers(struct registers *to, const USER_REGS *from)
+{
+	to->rax = from->ax;
+	to->rdx = from->dx;
+	to->rcx = from->cx;
+	to->rbx = from->bx;
+	to->rsi = from->si;
+	to->rdi = from->di;
+	to->rbp = from->bp;
+	to->rsp = from->sp;
+	to->r8 = from->r8;
+	to->r9 = from->r9;
+	to->r10 = from->r10;
+	to->r11 = from->r11;
+	to->r12 = from->r12;
+	to->r13 = from->r13;
+	to->r14 = from->r14;
+	to->r15 = from->r15;
+	to->rip = from->ip;
+	to->rflags = from->flags;
+	to->orig_rax = from->orig_ax;
+}
+
+#elif defined(__TARGET_arm64)
+#define EVENT_ARCH	183	/* EM_AARCH64 */
+#define USER_SP(regs)	((regs)->sp)
+
+/* PSR_MODE32_BIT: Linux v6.13 arch/arm64/include/uapi/asm/ptrace.h */
+#define IS_COMPAT(regs)	((regs)->pstate & 0x10)
+
+#define COPY(n)	(to->x##n = from->regs[n])
+
+inline_always void copy_registers(struct registers *to, const USER_REGS *from)
+{
+	COPY(0); COPY(1); COPY(2); COPY(3); COPY(4); COPY(5); COPY(6); COPY(7);
+	COPY(8); COPY(9); COPY(10); COPY(11); COPY(12); COPY(13); COPY(14); COPY(15);
+	COPY(16); COPY(17); COPY(18); COPY(19); COPY(20); COPY(21); COPY(22); COPY(23);
+	COPY(24); COPY(25); COPY(26); COPY(27); COPY(28); COPY(29); COPY(30);
+	to->sp = from->sp;
+	to->pc = from->pc;
+}
+
+#elif defined(__TARGET_mips)
+#define EVENT_ARCH	8	/* EM_MIPS */
+#define USER_SP(regs)	((regs)->regs[29])
+#define IS_COMPAT(regs)	0
+
+#define COPY(name, n)	(to->name = from->regs[n])
+
+inline_always void copy_registers(struct registers *to, const USER_REGS *from)
+{
+	to->zero = 0;
+	COPY(at, 1); COPY(v0, 2); COPY(v1, 3); COPY(a0, 4); COPY(a1, 5); COPY(a2, 6); COPY(a3, 7);
+	COPY(t0, 8); COPY(t1, 9); COPY(t2, 10); COPY(t3, 11);
+	COPY(t4, 12); COPY(t5, 13); COPY(t6, 14); COPY(t7, 15);
+	COPY(s0, 16); COPY(s1, 17); COPY(s2, 18); COPY(s3, 19);
+	COPY(s4, 20); COPY(s5, 21); COPY(s6, 22); COPY(s7, 23);
+	COPY(t8, 24); COPY(t9, 25); COPY(k0, 26); COPY(k1, 27);
+	COPY(gp, 28); COPY(sp, 29); COPY(s8, 30); COPY(ra, 31);
+	to->hi = from->hi;
+	to->lo = from->lo;
+	to->pc = from->cp0_epc;
+	to->cause = from->cp0_cause;
+}
+#endif
+
+/* Where the kernel keeps what the user had when he entered it. */
+inline_always const USER_REGS *user_of(struct task_struct *task)
+{
+#if defined(__TARGET_arm64)
+	return &task_pt_regs(task)->user_regs;
+#else
+	return task_pt_regs(task);
+#endif
+}
+
+#endif /* UNWIND_REGISTERS_H */

@@ -1,0 +1,135 @@
+"""unwind-memleak on this machine's own kernel: what it prints, counts and leaves behind."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from tests.events import need_bpf
+from tests.support import ROOT, python
+from unwind.events.points import has_kprobes
+
+MODULE = "unwind.cli.memleak"
+EVENT = re.compile(r"\[event\] pid=(\d+) comm=(\S+) pc=0x[0-9a-f]+")
+FRAME = re.compile(
+    r"  #(\d+) pc=0x[0-9a-f]+ sp=0x[0-9a-f]+ ra=(0x[0-9a-f]+|-) flags=([\w,]+) (\S+) ?.*"
+)
+
+
+@contextmanager
+def watching(*words: str) -> Iterator[subprocess.Popen[str]]:
+    """The command, once it is attached: its own child `true` is the first event that it prints."""
+    process = subprocess.Popen(
+        [sys.executable, "-m", MODULE, *words],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        cwd=ROOT,
+    )
+    try:
+        yield process
+    finally:
+        process.kill()
+        process.wait()
+        for stream in (process.stdout, process.stderr):
+            assert stream is not None
+            stream.close()
+
+
+def attached(process: subprocess.Popen[str]) -> None:
+    """Returns when the programs are in the kernel: their names are among its links'."""
+    end = time.monotonic() + 20
+    handles = Path(f"/proc/{process.pid}/fdinfo")
+    while time.monotonic() < end:
+        assert process.poll() is None, process.stderr.read() if process.stderr else ""
+        for name in os.listdir(handles):
+            try:
+                text = (handles / name).read_text()
+            except OSError:
+                continue
+            if "link_type:" in text:
+                return
+        time.sleep(0.01)
+    raise AssertionError("it does not attach")
+
+
+def counts(printed: str) -> dict[str, int]:
+    """The closing counts."""
+    lines = [line for line in printed.splitlines() if line[:1] not in ("[", " ")]
+    return {name: int(n) for name, n in re.findall(r"^(\w+): (\d+)", "\n".join(lines), re.M)}
+
+
+def stacks_of(printed: str) -> list[tuple[int, str, list[tuple[str, str, str]]]]:
+    """pid, comm and the frames (ra, flags, place) of each event."""
+    found: list[tuple[int, str, list[tuple[str, str, str]]]] = []
+    for line in printed.splitlines():
+        if event := EVENT.fullmatch(line):
+            found.append((int(event[1]), event[2], []))
+        elif frame := FRAME.fullmatch(line):
+            assert int(frame[1]) == len(found[-1][2])
+            found[-1][2].append((frame[2], frame[3], frame[4]))
+        else:
+            assert line[:1] not in ("[", " "), f"an odd line: {line}"
+    return found
+
+
+@pytest.fixture
+def bpf() -> None:
+    need_bpf()
+
+
+@pytest.mark.usefixtures("bpf")
+def test_a_thousand_short_lives_have_their_stacks_and_names() -> None:
+    with watching("--symbol", "do_exit", "--duration", "60") as process:
+        attached(process)
+        pids = set()
+        for _ in range(1000):
+            child = subprocess.Popen(["/bin/true"])
+            pids.add(child.pid)
+            child.wait()
+        process.send_signal(signal.SIGINT)
+        printed, said = process.communicate(timeout=60)
+    assert process.returncode == 0
+    ours = [event for event in stacks_of(printed) if event[0] in pids]
+    assert len(ours) == 1000
+    for _, comm, frames in ours:
+        assert comm == "true"
+        assert frames[0][2].startswith("_exit+")
+        assert {"exit", "__libc_start_main"} <= {place.partition("+")[0] for *_, place in frames}
+        assert frames[-1][0] == "-"
+        assert {flags for _, flags, _ in frames} == {"context", "cfi"}
+    found = counts(printed)
+    assert found["events"] == len(stacks_of(printed))
+    assert found["events"] == found["complete"] + found["partial"]
+    assert found["dropped"] == 0
+    if not has_kprobes():
+        assert "no kprobes" in said
+        assert "sched:sched_process_exit" in said
+
+
+@pytest.mark.usefixtures("bpf")
+def test_quiet_prints_the_counts_alone() -> None:
+    with watching("--symbol", "do_exit", "--duration", "1.5", "--quiet") as process:
+        attached(process)
+        for _ in range(10):
+            subprocess.run(["/bin/true"], check=True)
+        printed, _ = process.communicate(timeout=60)
+    assert process.returncode == 0
+    assert "[event]" not in printed
+    assert counts(printed)["complete"] >= 10
+
+
+def test_without_a_mode_it_names_them() -> None:
+    done = python("-m", MODULE)
+    assert done.returncode == 2
+    assert "--symbol" in done.stderr
+    assert "--bpf" in done.stderr

@@ -1,0 +1,126 @@
+"""Where to look: the name of a place in, the program attached to it out.
+
+do_exit                     a function of the kernel (kprobe)
+sched:sched_process_exit    a tracepoint, by its category and name
+sched_process_exit          the same as a raw tracepoint, where `raw:` stands before it
+/usr/lib/libc.so.6:malloc   a function of a program or library (uprobe), perhaps with +OFFSET
+cpu-clock@99                whatever runs, so many times a second on each processor
+"""
+
+from __future__ import annotations
+
+import os
+from errno import EACCES, ENOENT, EOPNOTSUPP, EPERM
+
+from unwind.bpf.libbpf import BpfError
+from unwind.errors import SourceError
+from unwind.events.perf_event import open_cpu_clock, processors
+from unwind.values import Value
+
+__all__ = ["Point", "explained", "has_kprobes", "kernel_point", "point"]
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from unwind.bpf.libbpf import BpfObject, Link
+
+_CLOCK = "cpu-clock@"
+_FASTEST = 100_000  # samples a second
+# What serves in place of a function where the kernel has no kprobes.
+_TRACEPOINTS = {"do_exit": ("sched", "sched_process_exit")}
+_TRACEFS = ("/sys/kernel/tracing/events", "/sys/kernel/debug/tracing/events")
+
+
+class Point(Value):
+    """A place to attach to: `kind` of kprobe, tracepoint, raw_tracepoint, uprobe, perf_event.
+
+    `name` is a function, a tracepoint or a file, `inside` a tracepoint's category or a function of
+    the file, and `number` an offset or a frequency.
+    """
+
+    kind: str
+    name: str
+    inside: str = ""
+    number: int = 0
+
+    @property
+    def program(self) -> str:
+        """The program that is attached there."""
+        return f"on_{self.kind}"
+
+    def attach(self, object: BpfObject, pid: int | None, cookie: int) -> list[Link]:
+        """Attach the program, once for each processor if need be; BpfError where that fails."""
+        program = object.programs.get(self.program)
+        if program is None:
+            raise SourceError(f"it has no program {self.program!r}", object.path)
+        match self.kind:
+            case "kprobe":
+                return [program.attach_kprobe(self.name)]
+            case "tracepoint":
+                return [program.attach_tracepoint(self.inside, self.name)]
+            case "raw_tracepoint":
+                return [program.attach_raw_tracepoint(self.name)]
+            case "uprobe":
+                function = self.inside or None
+                return [program.attach_uprobe(self.name, function, self.number, pid, cookie)]
+        handles = [open_cpu_clock(cpu, self.number) for cpu in processors()]
+        return [program.attach_perf_event(handle) for handle in handles]
+
+
+def point(text: str) -> Point:
+    """The place that `text` names, as above; SourceError for none."""
+    if text.startswith(_CLOCK):
+        number = text.removeprefix(_CLOCK)
+        if not number.isdecimal() or not 0 < int(number) <= _FASTEST:
+            raise SourceError("no number of samples a second", text, "as in cpu-clock@99")
+        return Point("perf_event", "cpu-clock", number=int(number))
+    if "/" in text:
+        path, colon, inside = text.rpartition(":")
+        function, _, more = inside.partition("+")
+        if not colon or not inside:
+            raise SourceError("no place in a file", text, "PATH:FUNCTION, as in /bin/bash:main")
+        try:
+            offset = int(more or "0", 0)
+            if function[:2] == "0x":
+                function, offset = "", int(function, 16) + offset
+        except ValueError:
+            raise SourceError("no offset", text, "PATH:FUNCTION+OFFSET") from None
+        return Point("uprobe", os.path.realpath(path), function, offset)
+    if text.startswith("raw:"):
+        return Point("raw_tracepoint", text.removeprefix("raw:"))
+    category, colon, name = text.partition(":")
+    return Point("tracepoint", name, category) if colon else kernel_point(text)
+
+
+def kernel_point(function: str) -> Point:
+    """A function of the kernel, or the tracepoint in its place; SourceError where neither is."""
+    if has_kprobes():
+        return Point("kprobe", function)
+    instead = _TRACEPOINTS.get(function)
+    if instead is None:
+        raise SourceError(
+            "this kernel has no kprobes (CONFIG_KPROBES)",
+            function,
+            "it has tracepoints: CATEGORY:NAME, as in sched:sched_process_exit; and of files: "
+            "PATH:FUNCTION",
+        )
+    category, name = instead
+    if any(os.path.exists(f"{directory}/{category}/{name}") for directory in _TRACEFS):
+        return Point("tracepoint", name, category)
+    return Point("raw_tracepoint", name)
+
+
+def has_kprobes() -> bool:
+    """Whether functions of the running kernel can be probed."""
+    return os.path.exists("/sys/bus/event_source/devices/kprobe")
+
+
+def explained(error: BpfError) -> SourceError:
+    """What helps where the kernel refuses to load or to attach."""
+    if error.number in (EPERM, EACCES) and os.geteuid() != 0:
+        return SourceError(
+            "the kernel lets only the privileged load BPF programs",
+            hint="run it by sudo, or with CAP_BPF, CAP_PERFMON and CAP_SYS_PTRACE",
+        )
+    if error.number in (ENOENT, EOPNOTSUPP):
+        error.hint = "there is no such place, or the kernel cannot be probed there"
+    return error

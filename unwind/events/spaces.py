@@ -1,0 +1,98 @@
+"""Processes as they come and go: what the kernel tells of them in, their address spaces out.
+
+A process that ends at once has no /proc/PID/maps any more when its event is looked at. So the
+kernel tells of every fork, exec and mapping as it happens (perf_event_open(2)), and what was there
+before that is read from /proc.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+
+from unwind.events.perf_event import EventRing, open_task_events, processors
+from unwind.live.proc import Proc, mapped
+from unwind.perf.changes import Changes
+from unwind.perf.files import CodeFiles
+from unwind.perf.processes import Mapped, Processes
+
+__all__ = ["Spaces"]
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from unwind.architecture import Architecture
+    from unwind.files import Files
+    from unwind.perf.processes import ProcessSpace
+
+_ROOM = 1 << 19  # bytes of records for each processor
+
+
+class Spaces:
+    """The address spaces of all processes of the machine, as of the last `until`."""
+
+    def __init__(self, arch: Architecture, files: Files):
+        self.processes = Processes(arch, CodeFiles(files, {}, os.uname().release))
+        order = "<" if sys.byteorder == "little" else ">"
+        self.changes = Changes(self.processes, order)
+        self._rings: list[EventRing] = []
+        self._waiting: list[tuple[int, int, int, bytes]] = []
+        self._unknown: set[int] = set()
+        try:
+            for cpu in processors():
+                self._rings.append(EventRing(open_task_events(cpu), _ROOM))
+        except BaseException:
+            self.close()
+            raise
+        self._look_around()
+
+    def close(self) -> None:
+        """Have nothing told any more."""
+        while self._rings:
+            self._rings.pop().close()
+
+    def collect(self) -> None:
+        """Take what the kernel has told since, before it runs out of room."""
+        for ring in self._rings:
+            self._waiting += ring.records()
+        self._waiting.sort(key=lambda record: record[0])
+
+    def until(self, time: int) -> None:
+        """Bring everything to what it was at `time`: nanoseconds of CLOCK_MONOTONIC."""
+        waiting, done = self._waiting, 0
+        while done < len(waiting) and waiting[done][0] <= time:
+            _, kind, misc, record = waiting[done]
+            self.changes.take(kind, misc, memoryview(record))
+            done += 1
+        del waiting[:done]
+
+    def of(self, pid: int, tid: int) -> ProcessSpace:
+        """The address space of a process."""
+        process = self.processes.task(pid, tid).process
+        if not process.mapped and pid not in self._unknown:
+            self._unknown.add(pid)  # the kernel had no room to tell of it: perhaps it still runs
+            self._look_at(pid)
+        return process.space or process.current()
+
+    def _look_around(self) -> None:
+        for name in os.listdir("/proc"):
+            if name.isdigit():
+                self._look_at(int(name))
+
+    def _look_at(self, pid: int) -> None:
+        """What code a process has mapped, and which threads it has, if it is still there."""
+        try:
+            with Proc(pid) as proc:
+                threads = proc.threads()
+            for tid in threads:
+                self.processes.task(pid, tid)
+            for tid in threads:  # a leader that has ended shows nothing
+                with Proc(pid, tid) as proc:
+                    found = list(mapped(proc.read("maps")))
+                if found:
+                    break
+        except OSError:
+            return
+        for entry in found:
+            if entry.executable:
+                new = Mapped(entry.start, entry.end, entry.offset, entry.name)
+                self.processes.map(pid, new, True)
