@@ -149,7 +149,7 @@ def test_what_there_was_no_time_for_is_said(program: Path, tmp_path: Path) -> No
 def test_after_a_stop_that_was_too_short_nobody_is_held(program: Path, tmp_path: Path) -> None:
     """Threads that had been asked to stop, and did not in time, can be asked again at once."""
     with running(DEPTHS, tmp_path, executable=program) as crash:
-        for _ in range(5):
+        for _ in range(2):
             errors = io.StringIO()
             with redirect_stdout(io.StringIO()), redirect_stderr(errors):
                 unwind_live.main([pid_of(crash), "--max-stop", "0.0001"])

@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import os
 from errno import EACCES, EPERM
+from time import sleep
 
 from unwind.core_notes import read_auxv
 from unwind.discover import AT, vdso
 from unwind.elf import Elf
 from unwind.errors import SourceError
+from unwind.live.copies import Copier
 from unwind.live.files import ProcessFiles
 from unwind.live.halt import Refused, halt
 from unwind.live.look import look
@@ -42,6 +44,7 @@ if TYPE_CHECKING:
 
 LONGEST_STOP = 0.5  # seconds, unless somebody asks for more or less
 _TRIES = 5  # to see a process that runs one program after another
+_PAUSE = 1e-3  # seconds between two of them
 _LACKING = "the process' memory does not hold all of it"
 
 
@@ -79,7 +82,7 @@ class ProcessSource(Source):
     def _snapshots(self, seen: Seen, files: Files) -> Iterator[Snapshot]:
         """The threads that one look has found, on a memory of its own."""
         mappings = self._plan.mappings(seen.maps)
-        memory = LiveMemory(seen.stretches, mappings, seen.memory)
+        memory = LiveMemory(seen.stretches, mappings, Copier(self._proc.through, seen.memory).later)
         self.memories.append(memory)
         space = self._spaces.get(seen.maps)
         if space is None:
@@ -156,25 +159,47 @@ class _ProcessTransport:
         """
         proc = _process(path)
         try:
-            for _ in range(_TRIES):
-                program, plan = identity(proc), StackPlan(_architecture(proc))
-                plan.mappings(proc.read("maps"))
-                looks = [halt(proc, plan, longest_stop)] if stop else look(proc, plan)
-                if looks and all(seen.program == program for seen in looks):
-                    _check_time(looks, path)
-                    source = ProcessSource(proc, looks, plan, files)
-                    source.stopped = looks[0].seconds if stop else None
+            for attempt in range(_TRIES):
+                try:
+                    source = _look(proc, files, longest_stop if stop else None)
+                except (Refused, PermissionError):
+                    # In the middle of an execve(2), or of their end, threads refuse everybody.
+                    if attempt == _TRIES - 1:
+                        raise
+                    source = None
+                if source is not None:
                     return source
+                sleep(_PAUSE)
             raise SourceError("it runs one program after another, or has ended", f"process {path}")
-        except Refused:
+        except (Refused, OSError) as error:
+            found = _error(error, proc)
             proc.close()
-            raise refusal(proc, "stopped") from None
-        except OSError as error:
-            proc.close()
-            raise _error(error, proc, path) from None
+            raise found from None
         except BaseException:
             proc.close()
             raise
+
+
+def _look(proc: Proc, files: Files, longest_stop: float | None) -> ProcessSource | None:
+    """One look at the process; None where it has become another program meanwhile.
+
+    Without `longest_stop` it is not stopped.
+    """
+    program, plan = identity(proc), StackPlan(_architecture(proc))
+    plan.mappings(proc.read("maps"))
+    if longest_stop is None:
+        looks = look(proc, plan)
+    else:
+        looks = [halt(proc, plan, longest_stop)]
+    late = _late(looks)
+    if late and longest_stop is not None and looks[-1].seconds > longest_stop / 2:
+        reason = f"none of its {late} threads stopped in time"
+        raise SourceError(reason, f"process {proc.pid}", "--max-stop gives time")
+    if late or not looks or any(seen.program != program for seen in looks):
+        return None
+    source = ProcessSource(proc, looks, plan, files)
+    source.stopped = None if longest_stop is None else looks[0].seconds
+    return source
 
 
 def _process(path: str) -> Proc:
@@ -194,18 +219,21 @@ def _process(path: str) -> Proc:
                 where,
                 f"unwind-live --thread {path} {status.pid}",
             )
+        if proc.pid == os.getpid():
+            raise SourceError("it is this very process, which cannot stop itself", where)
         if proc.is_kernel_thread():
             raise SourceError(f"it is a kernel thread ({status.name}) and has no user stack", where)
         if not status.dead:
             return proc
-        alive = [tid for tid in proc.threads() if not proc.status(tid).dead]
+        alive = [tid for tid in proc.threads() if not proc.is_dead(tid)]
         proc.close()
         if alive:  # the leader has ended, the others go on
             return Proc(proc.pid, alive[0])
         raise SourceError(f"it has ended; its parent, {status.parent}, did not wait for it", where)
     except OSError as error:
+        found = _error(error, proc)
         proc.close()
-        raise _error(error, proc, path) from None
+        raise found from None
     except BaseException:
         proc.close()
         raise
@@ -213,12 +241,7 @@ def _process(path: str) -> Proc:
 
 def _architecture(proc: Proc) -> Architecture:
     """The architecture of the program that runs."""
-    handle = proc.open("exe")
-    try:
-        head = os.read(handle, 64)
-    finally:
-        os.close(handle)
-    elf = Elf(head.ljust(64, b"\0"), f"the program of process {proc.pid}")
+    elf = Elf(_head(proc).ljust(64, b"\0"), f"the program of process {proc.pid}")
     if elf.header.elf_class == 32 and "64" in os.uname().machine:
         raise SourceError(
             f"it is a 32-bit process ({elf.describe()}), which is not unwound here",
@@ -227,22 +250,29 @@ def _architecture(proc: Proc) -> Architecture:
     return architecture(elf)
 
 
-def _check_time(looks: Sequence[Seen], path: str) -> None:
-    """Raises SourceError where threads were to stop and none did in time."""
-    late = [tid for seen in looks for tid in seen.late]
-    if late and not any(seen.registers or seen.places for seen in looks):
-        raise SourceError(
-            f"none of its {len(late)} threads stopped in time",
-            f"process {path}",
-            "--max-stop gives time",
-        )
+def _head(proc: Proc) -> bytes:
+    """The ELF header of the program that runs."""
+    handle = proc.open("exe")
+    try:
+        return os.read(handle, 64)
+    finally:
+        os.close(handle)
 
 
-def _error(error: OSError, proc: Proc, path: str) -> SourceError:
+def _late(looks: Sequence[Seen]) -> int:
+    """How many threads did not stop, where none did: in the middle of an execve(2), say."""
+    if any(seen.registers or seen.places for seen in looks):
+        return 0
+    return sum(len(seen.late) for seen in looks)
+
+
+def _error(error: Exception, proc: Proc) -> SourceError:
     """What an error of the system means."""
-    if error.errno in (EPERM, EACCES):
-        return refusal(proc, "read")
-    return SourceError("it has ended", f"process {path}")
+    if isinstance(error, Refused) or (
+        isinstance(error, OSError) and error.errno in (EPERM, EACCES)
+    ):
+        return refusal(proc)
+    return SourceError("it has ended", f"process {proc.pid}")
 
 
 TRANSPORT = _ProcessTransport()

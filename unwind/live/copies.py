@@ -95,19 +95,32 @@ class Copier:
             except OSError as error:
                 if error.errno == EFAULT:
                     return 0
-                if error.errno not in (EPERM, ENOSYS):
+                if error.errno not in (EPERM, ENOSYS) or self.handle < 0:
                     raise
                 self._vectors = False
         found = 0
         for address, room in rooms:
-            piece = read_into(self.handle, address, room)
+            piece = _read_into(self.handle, address, room)
             found += piece
             if piece < len(room):
                 break
         return found
 
+    def later(self, address: int, room: memoryview) -> int:
+        """Fill `room` with what lies there by now; 0 where another program runs, or none.
 
-def read_into(handle: int, address: int, room: memoryview) -> int:
+        Without a handle nobody can say for sure which program that is: code of the same program,
+        started anew, lies elsewhere, unless the kernel was told not to.
+        """
+        if self.handle >= 0:
+            return _read_into(self.handle, address, room)
+        try:
+            return ptrace.read_memory(self.pid, [(address, room)])
+        except OSError:
+            return 0
+
+
+def _read_into(handle: int, address: int, room: memoryview) -> int:
     """Fill `room` from /proc/PID/mem; how many bytes came, 0 where none can be read."""
     found = 0
     while found < len(room):

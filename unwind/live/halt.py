@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     Plan = Callable[[Seen], Iterable[Range]]
 
 _MOST_PASSES = 1000  # over the threads: a process may make new ones for as long as some run
+_MOST_TRIES = 5  # to seize one of them
 _SHORTEST, _LONGEST = 20e-6, 1e-3  # seconds between two looks at threads that are to stop
 
 
@@ -131,22 +132,20 @@ class _Halt:
     def _seize(self, tid: int) -> bool:
         if tid in self.seized or tid in self.seen.refused:
             return False
-        try:
-            ptrace.seize(tid)
-        except OSError as error:
-            if error.errno not in (ESRCH, EPERM):
-                raise
-            if error.errno == EPERM and not self._is_dead(tid):
-                self.seen.refused[tid] = EPERM
-            return False
-        self.seized.add(tid)
-        return True
-
-    def _is_dead(self, tid: int) -> bool:
-        try:
-            return self.proc.status(tid).dead
-        except OSError:
-            return True
+        for _ in range(_MOST_TRIES):
+            try:
+                ptrace.seize(tid)
+            except OSError as error:
+                if error.errno not in (ESRCH, EPERM):
+                    raise
+                if error.errno == ESRCH or self.proc.is_dead(tid):
+                    return False
+                sleep(_SHORTEST)  # it may be dying, and its place be taken by who calls execve(2)
+            else:
+                self.seized.add(tid)
+                return True
+        self.seen.refused[tid] = EPERM
+        return False
 
     def _is_stuck(self, tid: int) -> bool:
         """Whether the kernel lets a thread wake for nobody but the one it waits for."""
@@ -186,6 +185,8 @@ class _Halt:
             self.running.discard(tid)
             if not found.ended:
                 self.signals[tid] = found.signal
+            elif tid != self.proc.pid:
+                ptrace.bury(tid)
 
     def _go_on(self) -> bool:
         return not self.abandoned and (self.began is None or monotonic() - self.began < self.most)
@@ -200,8 +201,8 @@ class _Halt:
                 if error.errno != ESRCH:  # killed meanwhile
                     raise
         watch(proc, seen.late, seen)
-        seen.memory = proc.keep(proc.open("mem"))
-        seen.maps, seen.auxv = proc.read("maps"), proc.read("auxv")
+        seen.memory = proc.memory()
+        seen.maps, seen.auxv = proc.read("maps"), proc.auxv()
         seen.program = identity(proc)
         ranges = self.plan(seen)
         seen.stretches = Copier(proc.through, seen.memory).copy(ranges, self._go_on)

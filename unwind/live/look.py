@@ -30,8 +30,8 @@ def look(proc: Proc, plan: Plan) -> list[Seen]:
     while waiting and len(found) < _TRIES:
         seen = Seen(proc.pid)
         watch(proc, waiting, seen)
-        seen.memory = proc.keep(proc.open("mem"))
-        seen.maps, seen.auxv = proc.read("maps"), proc.read("auxv")
+        seen.memory = proc.memory()
+        seen.maps, seen.auxv = proc.read("maps"), proc.auxv()
         seen.program = identity(proc)
         seen.stretches = Copier(proc.through, seen.memory).copy(plan(seen), lambda: True)
         watch_again(proc, seen)

@@ -9,13 +9,12 @@ from __future__ import annotations
 from bisect import bisect_right
 
 from unwind.errors import MemoryFault
-from unwind.live.copies import read_into
 
 __all__ = ["LiveMemory"]
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Callable, Iterable, Sequence
 
     from unwind.live.copies import Stretch
     from unwind.live.proc import Mapped
@@ -28,14 +27,22 @@ _CHANGES = "only stacks are copied of what the process writes to, and this is in
 
 
 class LiveMemory:
-    """The memory of a process as it was. `handle` is its /proc/PID/mem, which outlives an exec."""
+    """The memory of a process as it was.
 
-    def __init__(self, stretches: Iterable[Stretch], mappings: Sequence[Mapped], handle: int):
+    `read` fills a buffer with what lies at an address now, and gives how many bytes came.
+    """
+
+    def __init__(
+        self,
+        stretches: Iterable[Stretch],
+        mappings: Sequence[Mapped],
+        read: Callable[[int, memoryview], int],
+    ):
         self._stretches = [stretch for stretch in stretches if stretch.start < stretch.end]
         self._starts = [stretch.start for stretch in self._stretches]
         self._mappings = mappings
         self._mapped = [mapping.start for mapping in mappings]
-        self._handle = handle
+        self._read: Callable[[int, memoryview], int] | None = read
         self._pages: dict[int, bytes] = {}
         self._file_starts: list[int] = []
         self._files: list[memoryview] = []
@@ -72,7 +79,7 @@ class LiveMemory:
 
     def close(self) -> None:
         """Forget what was read; nothing more is."""
-        self._handle = -1
+        self._read = None
         self._pages.clear()
         self._file_starts.clear()
         self._files.clear()
@@ -109,10 +116,10 @@ class LiveMemory:
         """A page that the process cannot write to, as it was when it was first asked for."""
         data = self._pages.get(start)
         if data is None:
-            if self._handle < 0 or len(self._pages) * _PAGE >= _MOST:
+            if self._read is None or len(self._pages) * _PAGE >= _MOST:
                 return b""
             room = bytearray(_PAGE)
-            data = bytes(room[: read_into(self._handle, start, memoryview(room))])
+            data = bytes(room[: self._read(start, memoryview(room))])
             self._pages[start] = data = data or self._of_file(start)
         return data
 

@@ -114,15 +114,28 @@ class Proc:
         """A descriptor of a file of the directory, for the caller to close."""
         return os.open(name, os.O_RDONLY | os.O_CLOEXEC, dir_fd=self._directory)
 
-    def keep(self, handle: int) -> int:
-        """Close a descriptor with the rest."""
+    def memory(self) -> int:
+        """A descriptor of the memory, for as long as this is open; -1 where it may not be had.
+
+        It belongs to the program that runs now, and reads as empty once that is gone. To open it
+        takes more than to trace: a process with CAP_SYS_PTRACE alone is no owner of the file.
+        """
+        try:
+            handle = self.open("mem")
+        except PermissionError:
+            return -1
         self._open.append(handle)
         return handle
 
-    def stat(self, name: str = "") -> os.stat_result:
-        """What a file of the directory, or the directory, is; links are followed."""
-        if not name:
-            return os.fstat(self._directory)
+    def auxv(self) -> bytes:
+        """The auxiliary vector; b"" where it may not be had, as of `memory`."""
+        try:
+            return self.read("auxv")
+        except PermissionError:
+            return b""
+
+    def stat(self, name: str) -> os.stat_result:
+        """What a file of the directory is; links are followed."""
         return os.stat(name, dir_fd=self._directory)
 
     def threads(self) -> list[int]:
@@ -158,6 +171,13 @@ class Proc:
             number("Seccomp"),
             number("voluntary_ctxt_switches") + number("nonvoluntary_ctxt_switches"),
         )
+
+    def is_dead(self, tid: int) -> bool:
+        """Whether a thread has ended, be there a trace of it or not."""
+        try:
+            return self.status(tid).dead
+        except OSError:
+            return True
 
     def name(self, tid: int) -> str:
         """What a thread calls itself: at most 15 bytes."""

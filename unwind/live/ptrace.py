@@ -13,6 +13,7 @@ import os
 __all__ = [
     "MOST_VECTORS",
     "Wait",
+    "bury",
     "detach",
     "interrupt",
     "read_memory",
@@ -100,10 +101,15 @@ def wait(tid: int) -> Wait | None:
     found = os.waitid(os.P_PID, tid, _LOOK)
     if found is None:
         return None
-    seen = Wait(found.si_code, found.si_status)
-    if seen.ended:
-        os.waitpid(tid, os.WNOHANG | _WALL)  # an execve(2) waits for that
-    return seen
+    return Wait(found.si_code, found.si_status)
+
+
+def bury(tid: int) -> None:
+    """Take note of a thread's end: an execve(2) of its process waits for that.
+
+    Never of a leader's: if the process is a child of ours, its end is for others to be told.
+    """
+    os.waitpid(tid, os.WNOHANG | _WALL)
 
 
 def detach(tid: int, signal: int = 0) -> None:

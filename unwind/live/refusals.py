@@ -26,8 +26,8 @@ _AS_ROOT = f"run it by sudo, or with that one capability: {_CAPABILITY} unwind-l
 _CONTAINER = "start the container with --cap-add=SYS_PTRACE"
 
 
-def refusal(proc: Proc, what: str) -> SourceError:
-    """Why `what` (stopped, read) of a process was refused with EPERM or EACCES, and what helps."""
+def refusal(proc: Proc) -> SourceError:
+    """Why a process may not be looked at (EPERM, EACCES), and what helps."""
     where = f"process {proc.pid}"
     try:
         its, own = proc.status(), Owner()
@@ -36,7 +36,7 @@ def refusal(proc: Proc, what: str) -> SourceError:
         if error.errno not in (EPERM, EACCES):
             return SourceError("it has ended", where)
         cause, remedy = "/proc does not even show its state (hidepid?)", "run it by sudo"
-    return SourceError(f"it may not be {what}: {cause}", where, remedy)
+    return SourceError(f"it may not be looked at: {cause}", where, remedy)
 
 
 class Owner:
@@ -85,7 +85,7 @@ def _cause(proc: Proc, its: Status, own: Owner) -> tuple[str, str]:
     if not own.may_trace:
         if its.uid != own.uid:
             return f"it belongs to another user, {_user(its.uid)}", _AS_ROOT
-        if proc.stat().st_uid != its.uid:
+        if proc.stat("mem").st_uid != its.uid:
             return (
                 "it is not dumpable: it has changed its user or asked for that by prctl(2), or "
                 "its program may not be read",
@@ -104,6 +104,11 @@ def _cause(proc: Proc, its: Status, own: Owner) -> tuple[str, str]:
         if its.permitted & ~own.effective:
             return "it has capabilities that unwind-live has not", _AS_ROOT
         return "a security module of the kernel does not allow it", _AS_ROOT
+    if own.uid and proc.stat("mem").st_uid != own.uid:
+        return (
+            "without a stop it takes the right to read its files in /proc, too",
+            "run it by sudo, or with the capability dac_read_search besides sys_ptrace",
+        )
     if own.uid == 0:
         return (
             "it runs in another user namespace, or a security module does not allow it",

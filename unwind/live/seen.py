@@ -44,7 +44,7 @@ class Seen:
         self.auxv = b""
         self.program: tuple[int, int] | None = None  # device and inode of /proc/PID/exe
         self.stretches: list[Stretch] = []
-        self.memory = -1  # /proc/PID/mem, closed with `proc`
+        self.memory = -1  # of /proc/PID/mem, see Proc.memory
         self.seconds = 0.0
         self.late: list[int] = []
         self.ran: list[int] = []
