@@ -6,6 +6,7 @@ frames, `our_stacks` ours, both as addresses in files, so that they can be compa
 
 from __future__ import annotations
 
+import enum
 import functools
 import re
 import subprocess
@@ -13,17 +14,27 @@ import tarfile
 from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
+from itertools import chain, combinations
 from pathlib import Path
+from typing import TypeAlias
 
+from tests.perf_model import MOST, Model
 from tests.support import cannot, need, run
 from unwind.elf import PT
 from unwind.files import Files
 from unwind.frames import End
 from unwind.sampling import Sampler, split_callchain
+from unwind.space import AddressSpace
 from unwind.transports.perf_data import TRANSPORT
 from unwind.unwinder import Unwinder
 
+_MOST_FILES = 5  # of a stack, whose CFI perf may have lost
+
 PROGRAMS = Path(__file__).parent / "programs"
+
+
+Frames: TypeAlias = tuple[tuple[str, int], ...]
+BOGUS = ("[unknown]", (1 << 64) - 1)
 
 
 @dataclass(frozen=True)
@@ -36,11 +47,13 @@ class Ours:
     time: int
     event: str
     kernel: tuple[int, ...]
-    frames: tuple[tuple[str, int], ...]
+    frames: Frames
     end: str
     trusts: tuple[str, ...] | None = None
     last_word: bool = False
     """Whether the return address that led to the last frame is the last word perf copied."""
+    modelled: tuple[tuple[tuple[str, ...], Frames], ...] = ()
+    """The frames that perf would find without the CFI of these files (tests/perf_model.py)."""
 
 
 @dataclass(frozen=True)
@@ -52,7 +65,7 @@ class Theirs:
     tid: int
     time: int
     event: str
-    frames: tuple[tuple[str, int], ...]
+    frames: Frames
 
 
 def record(
@@ -89,29 +102,28 @@ def build(directory: Path, source: str, *flags: str, name: str = "program") -> P
     return made
 
 
-def our_stacks(path: Path, modules: dict[str, str] | None = None) -> list[Ours]:
-    """Every sample of a recording, walked; `modules` are files in place of recorded ones."""
+def our_stacks(
+    path: Path, modules: dict[str, str] | None = None, against: Sequence[Theirs] = ()
+) -> list[Ours]:
+    """Every sample of a recording, walked; `modules` are files in place of recorded ones.
+
+    Where the frames differ from those that perf has, in `against`, they are modelled too.
+    """
     with Files(module_map=modules) as files, TRANSPORT.open(str(path), files) as source:
         sampler = Sampler(source.snapshot, Unwinder(source.arch))
+        model = Model(sampler.unwinder)
         found = []
-        for sample in source.samples():
+        for n, sample in enumerate(source.samples()):
             pcs, end, how, _ = sampler.walk(sample)
-            space = sample[6]
-            frames = []
-            for n, pc in enumerate(pcs):
-                called = n > 0 if how is None else how[n][1]
-                module = space.find(pc - called)
-                if module is None:
-                    frames.append(("", pc - called))
-                    continue
-                vaddr, offset = module.to_vaddr(pc - called), pc - called
-                for row in module.image.elf.program_rows if module.image is not None else ():
-                    if row[0] == PT.LOAD and row[3] <= vaddr < row[3] + row[4]:
-                        offset = vaddr - row[3] + row[2]
-                frames.append((module.name, offset))
-            task = sample[0]
-            kernel = split_callchain(sample[5])[0]
-            trusts = None if how is None else tuple(trust for trust, _ in how)
+            space, task = sample[6], sample[0]
+            called = [n > 0 if how is None else how[n][1] for n in range(len(pcs))]
+            frames = _in_files(space, pcs, called)
+            modelled = []
+            if n < len(against) and _named(frames) != against[n].frames and sample[11] is not None:
+                snapshot = source.snapshot(sample)
+                for lost in _subsets(frames):
+                    walk = model.pcs(snapshot, lost)
+                    modelled.append((lost, _in_files(space, walk, _plain(walk))))
             found.append(
                 Ours(
                     task.comm,
@@ -119,14 +131,82 @@ def our_stacks(path: Path, modules: dict[str, str] | None = None) -> list[Ours]:
                     task.tid,
                     sample[1] // 1000,
                     sample[2].name,
-                    kernel,
-                    tuple(frames),
+                    split_callchain(sample[5])[0],
+                    frames,
                     end,
-                    trusts,
+                    None if how is None else tuple(trust for trust, _ in how),
                     bool(pcs and sample[11] and sample[11][-1] == pcs[-1]),
+                    tuple(modelled),
                 )
             )
         return found
+
+
+def _subsets(frames: Frames) -> Iterator[tuple[str, ...]]:
+    """The sets of files whose CFI may be lost to perf, the smaller ones first."""
+    files = sorted({name for name, _ in frames if name})[:_MOST_FILES]
+    return chain.from_iterable(combinations(files, size) for size in range(len(files) + 1))
+
+
+def _plain(pcs: Sequence[int]) -> list[bool]:
+    return [n > 0 for n in range(len(pcs))]
+
+
+def _in_files(space: AddressSpace, pcs: Sequence[int], called: Sequence[bool]) -> Frames:
+    """The frames as perf has them: the file, and the offset in it, of the call that was made."""
+    frames = []
+    for pc, is_behind in zip(pcs, called, strict=True):
+        module = space.find(pc - is_behind)
+        if module is None:
+            frames.append(("", pc - is_behind))
+            continue
+        vaddr, offset = module.to_vaddr(pc - is_behind), pc - is_behind
+        for row in module.image.elf.program_rows if module.image is not None else ():
+            if row[0] == PT.LOAD and row[3] <= vaddr < row[3] + row[4]:
+                offset = vaddr - row[3] + row[2]
+        frames.append((module.name, offset))
+    return tuple(frames)
+
+
+class Difference(enum.Enum):
+    """How perf's frames of a sample differ from ours, each class by what it takes to belong to it.
+
+    Every one but the last is proved for the sample at hand: not a frame may be left over.
+    """
+
+    NONE = "the same frames"
+    LAST_WORD = "perf does not read the last word of its copy of the stack"
+    BOGUS = "perf ends a stack that was cut short with a frame at 2**64 - 1"
+    NO_CFI = "code without CFI: perf takes rbp for a frame pointer"
+    LOST_CFI = "after fork and exec perf finds no CFI of libraries: rbp taken for a frame pointer"
+    RUN_TIME = "code made at run time: perf does not walk on"
+    TOO_DEEP = "perf prints 127 frames and no more"
+    OTHER = "something else"
+
+
+def difference(mine: Ours, its: Theirs) -> Difference:
+    """The class of difference between two walks of one sample; `mine` is `against` perf's."""
+    frames = its.frames[:-1] if its.frames[-1:] == (BOGUS,) else its.frames
+    ours = _named(mine.frames)
+    if ours == its.frames:
+        return Difference.NONE
+    cut = ours[:-1] if mine.last_word else ours
+    if frames == cut and (mine.last_word or mine.end == End.MEMORY_FAULT):
+        return Difference.LAST_WORD if mine.last_word else Difference.BOGUS
+    if len(its.frames) == MOST and ours[:MOST] == its.frames:
+        return Difference.TOO_DEEP
+    if mine.frames[0][0] == "" and len(frames) == 1:
+        return Difference.RUN_TIME
+    for lost, walk in mine.modelled:
+        named = _named(walk)
+        if frames == named or (mine.last_word and frames == named[:-1]):
+            return Difference.LOST_CFI if lost else Difference.NO_CFI
+    return Difference.OTHER
+
+
+def _named(frames: Frames) -> Frames:
+    """The frames as perf names what lies nowhere."""
+    return tuple((name or "[unknown]", offset) for name, offset in frames)
 
 
 _HEAD = re.compile(r"^(.*?)\s+(\d+)/(\d+)\s+(\d+)\.(\d+):\s+(\S+):\s*$")

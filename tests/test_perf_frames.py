@@ -1,12 +1,7 @@
 """Frames of recordings made on the spot, compared with perf's own, sample by sample.
 
-Where they differ, the difference belongs to a class that is argued here:
-
-- perf 6.1 ends each stack that its copy of the stack cuts short with a frame at 2**64 - 1, and no
-  perf reads the last word of that copy, where we find one frame more (`cut_short`);
-- perf finds no CFI for what a process maps after it was forked and then ran another program, where
-  it stops, or skips frames by way of rbp;
-- perf does not walk through code made at run time.
+Where they differ, the difference belongs to a class (`recordings.Difference`), and of each sample
+it is proved that it does: what perf prints must be what the class says, to the last frame.
 """
 
 from __future__ import annotations
@@ -19,11 +14,21 @@ from pathlib import Path
 
 import pytest
 
-from tests.recordings import Ours, Theirs, build, complete, our_stacks, perf_stacks, record
+from tests.recordings import (
+    Difference,
+    Ours,
+    Theirs,
+    build,
+    complete,
+    difference,
+    our_stacks,
+    perf_stacks,
+    record,
+)
 from tests.support import ROOT, python
 from unwind.frames import End, Trust
 
-BOGUS = ("[unknown]", (1 << 64) - 1)
+CUT = {Difference.LAST_WORD, Difference.BOGUS}
 PROGRAM = "program"
 
 
@@ -39,7 +44,8 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def pairs(recording: Path, least: int = 15) -> list[tuple[Ours, Theirs]]:
     """Each sample as we have it and as perf has it."""
-    ours, theirs = our_stacks(recording), perf_stacks(recording)
+    theirs = perf_stacks(recording)
+    ours = our_stacks(recording, against=theirs)
     assert len(ours) == len(theirs) >= least
     for mine, its in zip(ours, theirs, strict=True):
         assert (mine.comm, mine.pid, mine.tid) == (its.comm, its.pid, its.tid)
@@ -47,12 +53,11 @@ def pairs(recording: Path, least: int = 15) -> list[tuple[Ours, Theirs]]:
     return list(zip(ours, theirs, strict=True))
 
 
-def cut_short(mine: Ours, its: Theirs) -> bool:
-    """Whether the two differ as they do where perf's copy of the stack ends."""
-    if not mine.last_word and mine.end != End.MEMORY_FAULT:
-        return False
-    found = mine.frames[:-1] if mine.last_word else mine.frames
-    return its.frames in (found, (*found, BOGUS))
+def assert_same(found: list[tuple[Ours, Theirs]], *allowed: Difference) -> None:
+    """perf's frames are ours, but where its copy of the stack ends, and but for what is allowed."""
+    classes = {difference(mine, its): (mine, its) for mine, its in found}
+    unwanted = classes.keys() - CUT - {Difference.NONE, *allowed}
+    assert not unwanted, [classes[one] for one in unwanted]
 
 
 def outermost(mine: Ours) -> str:
@@ -65,7 +70,7 @@ def test_every_frame_of_a_program_is_perfs(
     place: Path, tmp_path: Path, options: tuple[str, ...]
 ) -> None:
     found = pairs(record(tmp_path / "perf.data", place / PROGRAM, "400", options=options), least=50)
-    assert all(mine.frames == its.frames or cut_short(mine, its) for mine, its in found)
+    assert_same(found)
     assert complete([mine for mine, _ in found]) > 0.95
     assert max(len(mine.frames) for mine, _ in found) > 25
 
@@ -73,7 +78,7 @@ def test_every_frame_of_a_program_is_perfs(
 def test_a_stream_has_the_frames_of_a_file(place: Path, tmp_path: Path) -> None:
     recording = record(tmp_path / "stream", place / PROGRAM, "300", stream=True)
     found = pairs(recording, least=50)
-    assert all(mine.frames == its.frames or cut_short(mine, its) for mine, its in found)
+    assert_same(found)
     whole = python("-m", "unwind.cli.perf", recording, "--script")
     with recording.open("rb") as stream:
         piped = subprocess.run(
@@ -89,7 +94,8 @@ def test_a_stream_has_the_frames_of_a_file(place: Path, tmp_path: Path) -> None:
 
 def test_a_small_copy_of_the_stack_cuts_stacks_short(place: Path, tmp_path: Path) -> None:
     found = pairs(record(tmp_path / "perf.data", place / PROGRAM, "400", dump=512), least=50)
-    cut = [cut_short(mine, its) for mine, its in found]
+    assert_same(found)
+    cut = [difference(mine, its) in CUT for mine, its in found]
     assert sum(cut) > len(found) / 4
     for (mine, its), short in zip(found, cut, strict=True):
         assert short or (mine.frames == its.frames and mine.end == End.OUTERMOST)
@@ -97,7 +103,7 @@ def test_a_small_copy_of_the_stack_cuts_stacks_short(place: Path, tmp_path: Path
 
 def test_threads_have_their_names_and_stacks(place: Path, tmp_path: Path) -> None:
     found = pairs(record(tmp_path / "perf.data", place / "burners", "threads"))
-    assert all(mine.frames == its.frames or cut_short(mine, its) for mine, its in found)
+    assert_same(found)
     burning = {mine.comm for mine, _ in found if mine.comm and mine.comm.startswith("burner ")}
     assert len(burning) >= 3
     assert len({mine.tid for mine, _ in found if mine.comm in burning}) == len(burning)
@@ -106,7 +112,7 @@ def test_threads_have_their_names_and_stacks(place: Path, tmp_path: Path) -> Non
 def test_a_library_that_is_loaded_late_is_met(place: Path, tmp_path: Path) -> None:
     library = place / "libburning.so"
     found = pairs(record(tmp_path / "perf.data", place / "burners", "library", library))
-    assert all(mine.frames == its.frames or cut_short(mine, its) for mine, its in found)
+    assert_same(found)
     inside = [mine for mine, _ in found if mine.frames[0][0] == str(library)]
     assert len(inside) > len(found) / 2
     assert all(len(mine.frames) >= 8 and outermost(mine) == "burners" for mine in inside)
@@ -128,7 +134,7 @@ def test_an_unlinked_library_is_named_and_can_be_given(place: Path, tmp_path: Pa
 
 def test_a_child_has_the_mappings_of_its_parent(place: Path, tmp_path: Path) -> None:
     found = pairs(record(tmp_path / "perf.data", place / "burners", "fork"))
-    assert all(mine.frames == its.frames or cut_short(mine, its) for mine, its in found)
+    assert_same(found)
     leaders = {mine.pid for mine, _ in found if len(mine.frames) > 10}
     assert len(leaders) == 1
     assert leaders != {min(mine.pid for mine, _ in found)} or len({m.pid for m, _ in found}) == 1
@@ -141,12 +147,7 @@ def test_a_child_that_runs_another_program_has_whole_stacks(place: Path, tmp_pat
     whole = [mine for mine, _ in found if mine.end == End.OUTERMOST]
     assert len(whole) > 0.9 * len(found)
     assert {outermost(mine) for mine in whole} <= {PROGRAM, "ld-linux-x86-64.so.2"}
-    # What perf has of a stack, we have too, but for the frame at its loss. In three recordings it
-    # left frames out of ld.so's start, as one would who takes rbp for a frame pointer; that
-    # libunwind does so there is concluded from the frames, not seen in it.
-    for mine, its in found:
-        ours = iter(mine.frames)
-        assert all(frame in ours for frame in its.frames if frame != BOGUS)
+    assert_same(found, Difference.LOST_CFI)
 
 
 def test_code_made_at_run_time_is_walked_and_named(place: Path, tmp_path: Path) -> None:
@@ -157,6 +158,7 @@ def test_code_made_at_run_time_is_walked_and_named(place: Path, tmp_path: Path) 
     assert len(inside) > 15
     for mine, its in inside:
         assert [address for _, address in its.frames] == [mine.frames[0][1]]
+        assert difference(mine, its) == Difference.RUN_TIME
         assert mine.end == End.OUTERMOST
         assert outermost(mine) == "burners"
         assert mine.trusts is not None
@@ -170,7 +172,11 @@ def test_samples_of_several_events_are_told_apart(place: Path, tmp_path: Path) -
     events = ("-e", "task-clock:u", "-e", "page-faults:u")
     found = pairs(record(tmp_path / "perf.data", place / PROGRAM, "300", options=events))
     assert {mine.event for mine, _ in found} >= {"cpu-clock:u", "page-faults:u"}
-    differ = [mine for mine, its in found if mine.frames != its.frames and not cut_short(mine, its)]
+    differ = [
+        mine
+        for mine, its in found
+        if mine.frames != its.frames and difference(mine, its) not in CUT
+    ]
     # When the kernel maps the program, no record has told of that yet.
     assert all(mine.end in (End.NO_MODULE, End.MEMORY_FAULT) for mine in differ)
     assert len(differ) <= 8

@@ -60,7 +60,7 @@ def depth(value):
 code = open(ast.__file__).read()
 while time.process_time() < {seconds}:
     value = json.loads(json.dumps(tree(12), indent=1))
-    found = depth(value), sum(1 for _ in ast.walk(ast.parse(code[:20000] + "\\n#")))
+    found = depth(value), sum(1 for _ in ast.walk(ast.parse(code)))
 """
 
 
