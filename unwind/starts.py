@@ -22,10 +22,11 @@ __all__ = ["FoundStarts", "Starts", "code_of", "entry_points", "find", "find_sta
 # No function is longer, in bytes: following a million instructions takes seconds.
 _LONGEST = 1 << 20
 
-# So much code of which nothing is told is looked through at once, which takes a second for 2 MB. Of
-# more, as chromium has, it is a stretch around each place, with what functions before and behind it
-# may reach into.
-_AT_ONCE, _STRETCH, _MARGIN = 1 << 24, 1 << 18, 1 << 16
+# So much code of which nothing is told is looked through at once, which takes a second for 3 MB. Of
+# more, as chromium has, it is a stretch around each place, with what lies before it, where the
+# function may begin, and some of what lies behind.
+_AT_ONCE = 1 << 24
+_STRETCH, _BEFORE, _BEHIND = 1 << 15, 1 << 16, 1 << 14
 
 # Less than that between two functions is padding.
 _GAP = 32
@@ -157,8 +158,8 @@ class FoundStarts(Starts):
         begin = -1 if whole else vaddr & -_STRETCH
         found = self._found.get(begin)
         if found is None:
-            low, high = (0, _BEYOND) if begin < 0 else (begin - _MARGIN, begin + _STRETCH + _MARGIN)
-            found = self._found[begin] = Starts(image, *gaps.starts(*self._search, low, high))
+            reach = (0, _BEYOND) if whole else (begin - _BEFORE, begin + _STRETCH + _BEHIND)
+            found = self._found[begin] = Starts(image, *gaps.starts(*self._search, *reach))
         return found
 
     def _told_around(self, vaddr: int) -> tuple[int, int] | None:
