@@ -225,10 +225,9 @@ def _process(path: str) -> Proc:
             raise SourceError(f"it is a kernel thread ({status.name}) and has no user stack", where)
         if not status.dead:
             return proc
-        alive = [tid for tid in proc.threads() if not proc.is_dead(tid)]
-        proc.close()
-        if alive:  # the leader has ended, the others go on
-            return Proc(proc.pid, alive[0])
+        for tid in proc.threads():  # the leader has ended, others may go on
+            if not proc.is_dead(tid):
+                return _through(proc, tid)
         raise SourceError(f"it has ended; its parent, {status.parent}, did not wait for it", where)
     except OSError as error:
         found = _error(error, proc)
@@ -237,6 +236,13 @@ def _process(path: str) -> Proc:
     except BaseException:
         proc.close()
         raise
+
+
+def _through(proc: Proc, tid: int) -> Proc:
+    """The same process, seen through another thread."""
+    found = Proc(proc.pid, tid)
+    proc.close()
+    return found
 
 
 def _architecture(proc: Proc) -> Architecture:
@@ -268,9 +274,8 @@ def _late(looks: Sequence[Seen]) -> int:
 
 def _error(error: Exception, proc: Proc) -> SourceError:
     """What an error of the system means."""
-    if isinstance(error, Refused) or (
-        isinstance(error, OSError) and error.errno in (EPERM, EACCES)
-    ):
+    refused = error.errors if isinstance(error, Refused) else {}
+    if refused or (isinstance(error, OSError) and error.errno in (EPERM, EACCES)):
         return refusal(proc)
     return SourceError("it has ended", f"process {proc.pid}")
 

@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 
 _MOST_PASSES = 1000  # over the threads: a process may make new ones for as long as some run
 _MOST_TRIES = 5  # to seize one of them
+_HELP = 2e-3  # seconds until somebody helps the thread that does the work
 _SHORTEST, _LONGEST = 20e-6, 1e-3  # seconds between two looks at threads that are to stop
 
 
@@ -64,11 +65,13 @@ def halt(proc: Proc, plan: Plan, most: float) -> Seen:
 
     start_new_thread(run, ())
     try:
-        done.acquire()
+        while not done.acquire(timeout=_HELP):
+            work.help()
     except BaseException:  # ^C: it is at most `most` seconds from its end
         work.abandoned = True
         while not work.done:  # `done` may be ours already: no second time, it would never come
             sleep(_LONGEST)
+            work.help()
         _wait_for_end(work.thread)
         raise
     if work.error is not None or work.seen.late:
@@ -109,6 +112,16 @@ class _Halt:
             if self.began is not None:
                 self.seen.seconds = monotonic() - self.began
 
+    def help(self) -> None:
+        """Take note of ends in place of the thread that does the work.
+
+        It may hang in PTRACE_SEIZE: that waits until an execve(2) of the process is done, which
+        waits for threads that it has ended, which wait for their tracer to take note of it. (Linux
+        v6.13 kernel/ptrace.c: cred_guard_mutex; seen within a second of a program that execs.)
+        """
+        for tid in list(self.seized):
+            self._look_at(tid, at_ends=True)
+
     def _stop_all(self) -> None:
         """Stop the threads until a pass over all of them finds no new one.
 
@@ -147,12 +160,24 @@ class _Halt:
         self.seen.refused[tid] = EPERM
         return False
 
-    def _is_stuck(self, tid: int) -> bool:
-        """Whether the kernel lets a thread wake for nobody but the one it waits for."""
-        try:
-            return self.proc.status(tid).state == "D"
-        except OSError:
+    def _is_stuck(self) -> bool:
+        """Whether the kernel lets the rest wake for nobody but the one that each waits for.
+
+        In vfork(2) that is a child, and may last; in execve(2) the end of the other threads, of
+        which we have to take note.
+        """
+        stopped = list(self.signals)
+        for tid in stopped:
+            self._look_at(tid)
+        if len(self.signals) < len(stopped):
             return False
+        for tid in self.running:
+            try:
+                if self.proc.status(tid).state != "D":
+                    return False
+            except OSError:
+                continue
+        return True
 
     def _interrupt(self, tid: int) -> None:
         self.running.add(tid)
@@ -170,23 +195,28 @@ class _Halt:
                 self._look_at(tid)
             if not self.running or not self._go_on():
                 return
-            if pause == _LONGEST and all(map(self._is_stuck, self.running)):
-                return  # as a parent is in vfork(2): that may last
+            if pause == _LONGEST and self._is_stuck():
+                return
             sleep(pause)  # first of all, let them have this processor
             pause = min(max(2 * pause, _SHORTEST), _LONGEST)
 
-    def _look_at(self, tid: int) -> None:
+    def _look_at(self, tid: int, at_ends: bool = False) -> None:
+        """Note what has become of a thread; with `at_ends`, whether it has ended, and no more."""
         try:
             found = ptrace.wait(tid)
-        except ChildProcessError:  # gone, with nobody to wait for
-            self.running.discard(tid)
-            return
-        if found is not None:
-            self.running.discard(tid)
-            if not found.ended:
-                self.signals[tid] = found.signal
-            elif tid != self.proc.pid:
+            if found is not None and found.ended and tid != self.proc.pid:
                 ptrace.bury(tid)
+        except ChildProcessError:  # gone, with nobody to wait for
+            found = None
+            if not at_ends:
+                self.running.discard(tid)
+                self.signals.pop(tid, None)
+        if found is None or at_ends:
+            return
+        self.running.discard(tid)
+        self.signals.pop(tid, None)
+        if not found.ended:
+            self.signals[tid] = found.signal
 
     def _go_on(self) -> bool:
         return not self.abandoned and (self.began is None or monotonic() - self.began < self.most)
