@@ -4,8 +4,17 @@ from __future__ import annotations
 
 import functools
 import subprocess
+from collections.abc import Mapping
+from pathlib import Path
 
 from tests.support import ROOT, cannot, need, need_root
+from unwind.architecture import Architecture
+from unwind.bpf.btf import Btf
+from unwind.bpf.libbpf import load_library
+from unwind.bpf.objects import built_in
+from unwind.elf import Elf
+from unwind.errors import SourceError
+from unwind.events.event import EventLayout, read_layout
 
 
 @functools.cache
@@ -20,8 +29,47 @@ def need_bpf() -> None:
     need_root()
     objects_built()
     try:
-        from unwind.bpf.libbpf import load_library
-
         load_library()
-    except Exception as error:
-        cannot(f"{error} (apt install libbpf1)")
+    except SourceError as error:
+        cannot(f"{error} ({error.hint})")
+
+
+def types_of(arch: Architecture) -> tuple[EventLayout, Btf]:
+    """What the object for an architecture says of its events."""
+    objects_built()
+    path = built_in(arch.name)
+    return read_layout(Elf(Path(path).read_bytes(), path), arch)
+
+
+def record(
+    arch: Architecture,
+    registers: Mapping[int, int],
+    stack: bytes = b"",
+    behind: bytes = b"",
+    /,
+    **fields: int,
+) -> bytes:
+    """A record as a program of that architecture sends it, laid out by its object's .BTF.
+
+    `fields` are members of struct event that are not as a plain event has them.
+    """
+    _, btf = types_of(arch)
+    event, known = btf.struct("event"), btf.struct("registers")
+    start = registers.get(arch.sp, 0) & -4096
+    values = {"version": 1, "arch": arch.machine, "pid": 7, "tid": 8, "time": 9, "cookie": 10}
+    values |= {"stack_length": len(stack), "stack_start": start}
+    made = bytearray(event.size)
+    for name, value in {**values, **fields}.items():
+        member = event.members[name]
+        made[member.offset : member.offset + member.size] = value.to_bytes(
+            member.size, arch.byteorder
+        )
+    comm = event.members["comm"].offset
+    made[comm : comm + 16] = b"program".ljust(16, b"\0")
+    at = event.members["registers"].offset
+    for name, member in known.members.items():
+        number = arch.register_number(name)
+        assert number is not None
+        word = registers.get(number, 0).to_bytes(8, arch.byteorder)
+        made[at + member.offset : at + member.offset + 8] = word
+    return bytes(made) + stack + behind

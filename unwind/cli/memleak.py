@@ -70,8 +70,8 @@ def _declare(parser: Parser) -> None:
         type=_count,
         default=32,
         metavar="MB",
-        help="how much the kernel keeps until it is looked at, a power of 2 (32); for what does "
-        "not fit it counts the events",
+        help="how much the kernel keeps until it is looked at (32, and up to a power of 2); "
+        "events that do not fit it counts",
     )
     group = parser.add_argument_group("what to print")
     group.add_argument(
@@ -87,22 +87,27 @@ def _command(options: Options) -> int:
         raise SourceError(
             "nothing to watch", hint="--symbol PLACE, or --bpf FILE: the stack at each event"
         )
+    from unwind.bpf.libbpf import BpfError
     from unwind.events.points import point
     from unwind.transports.ring_buffer import TRANSPORT, RingOptions
 
     place = options.symbol or _DEFAULT
     where = point(place)
-    if where.kind != "kprobe" and place.isidentifier():
-        instead = ":".join(filter(None, (where.inside, where.name)))
-        warn(_PROG, f"this kernel has no kprobes: attached to the tracepoint {instead} instead")
     ring = RingOptions(
         object=options.bpf,
         pid=options.pid,
         stack_size=options.stack_size << 10,
         ring_size=options.ring_size << 20,
     )
-    with files_of(options) as files, TRANSPORT.open(place, files, ring) as source:
-        return _Report(options, source).print()
+    try:
+        with files_of(options) as files, TRANSPORT.open(place, files, ring) as source:
+            if where.kind != "kprobe" and place.isidentifier():
+                instead = ":".join(filter(None, (where.inside, where.name)))
+                warn(_PROG, f"this kernel has no kprobes: attached to the tracepoint {instead}")
+            return _Report(options, source).print()
+    except BpfError as error:
+        print(error.log, file=sys.stderr)
+        raise
 
 
 class _Report:

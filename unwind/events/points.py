@@ -10,7 +10,7 @@ cpu-clock@99                whatever runs, so many times a second on each proces
 from __future__ import annotations
 
 import os
-from errno import EACCES, ENOENT, EOPNOTSUPP, EPERM
+from errno import EACCES, ENOENT, EOPNOTSUPP, EPERM, ESRCH
 
 from unwind.bpf.libbpf import BpfError
 from unwind.errors import SourceError
@@ -121,6 +121,7 @@ def explained(error: BpfError) -> SourceError:
             "the kernel lets only the privileged load BPF programs",
             hint="run it by sudo, or with CAP_BPF, CAP_PERFMON and CAP_SYS_PTRACE",
         )
-    if error.number in (ENOENT, EOPNOTSUPP):
-        error.hint = "there is no such place, or the kernel cannot be probed there"
+    if error.number in (ENOENT, EOPNOTSUPP, ESRCH):
+        hint = "there is no such place, or this kernel cannot be probed there"
+        return BpfError(error.reason, error.path, hint, error.number, error.log)
     return error
