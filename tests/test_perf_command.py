@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import re
 import shutil
@@ -12,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from tests.recordings import build, our_stacks, record
-from tests.support import ROOT, python, validate
+from tests.support import ROOT, cannot, python, run, validate
 from unwind.cli.perf import nanoseconds
 
 
@@ -223,3 +224,31 @@ def test_nobody_goes_on_when_nobody_listens(place: Path) -> None:
 def test_what_fails_in_another_process_is_said(place: Path) -> None:
     said = refused(place / "perf.data", "--script", "--jobs", "2", "-F", "color")
     assert "no field 'color'" in said
+
+
+def test_gprof2dot_finds_the_same_shares_in_the_script(place: Path, tmp_path: Path) -> None:
+    """A reader of `perf script` that is not ours sums up what each function took."""
+    if importlib.util.find_spec("gprof2dot") is None:
+        cannot("gprof2dot is not installed (pip install gprof2dot)")
+    recording, text, dot = place / "perf.data", tmp_path / "script", tmp_path / "dot"
+    text.write_text(perf(recording, "--script"))
+    options = ["-f", "perf", "--total=callstacks", "-n0", "-e0", "--skew=1", "-o", dot]
+    done = run(sys.executable, "-m", "gprof2dot", *options, text)
+    assert done.returncode == 0, done.stderr
+    found = {}
+    label = r'label="[^"]*?\\n([^"]*?)\\n([\d.]+)%\\n\(([\d.]+)%\)'
+    for name, total, own in re.findall(label, dot.read_text()):
+        found[name] = float(total), float(own)
+    stacks = [line.rpartition(" ") for line in perf(recording, "--folded").splitlines()]
+    every = sum(int(weight) for _, _, weight in stacks)
+    sums: dict[str, list[int]] = {}
+    for stack, _, weight in stacks:
+        frames = [frame for frame in stack.split(";")[1:] if not frame.startswith("[truncated")]
+        for name in {*frames}:
+            sums.setdefault(name, [0, 0])[0] += int(weight)
+        sums[frames[-1]][1] += int(weight)
+    named = {name: shares for name, shares in sums.items() if name[:1] != "["}
+    assert len(named) > 8
+    for name, (total, own) in named.items():
+        shares = 100 * total / every, 100 * own / every
+        assert found[name] == pytest.approx(shares, abs=0.02), name
