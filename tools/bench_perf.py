@@ -29,6 +29,7 @@ PAGE = ROOT / "BENCHMARKS.md"
 PICTURE = ROOT / "docs/cost.svg"
 BEGIN, END = "<!-- made by tools/bench_perf.py: begin -->", "<!-- unwind-perf: end -->"
 RATE = 10_000  # samples a second of the processor's time
+TURNS_OF_PERF = 5  # perf 6.1 dies now and then at its end, in util/build-id.c
 LIMIT = 60  # seconds, after which perf with its defaults is not waited for any longer
 
 CODE = """\
@@ -100,8 +101,11 @@ def record(title: str, path: Path, dump: int, argv: Sequence[str | Path], **more
     """What perf samples of a command, with `dump` bytes of stack each."""
     options = ["-q", "-F", str(RATE), "-e", "cpu-clock:u", "--call-graph", f"dwarf,{dump}"]
     command = [_which("perf"), "record", *options, "-o", str(path), "--", *map(str, argv)]
-    done = subprocess.run(command, env=ENVIRONMENT | more, capture_output=True, text=True)
-    if done.returncode != 0 or not path.exists():
+    for _ in range(TURNS_OF_PERF):
+        done = subprocess.run(command, env=ENVIRONMENT | more, capture_output=True, text=True)
+        if done.returncode == 0 and path.exists():
+            break
+    else:
         raise SystemExit(f"perf record: {done.stderr.strip()[-300:]}")
     return Recorded(title, path, _count(path))
 
