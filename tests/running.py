@@ -35,6 +35,7 @@ ALIKE = {
         for fate in ("unlinked", "replaced")
         for how in ("filter-3f", "gcore")
     ),
+    *("recursion-clang", "lld-clang", "noreturn-call-is-last-clang", "vla-alloca-realigned-clang"),
     *("gcore", "debug-frame-zlib-gnu", "threads-clang", "two-executable-segments-lld"),
 }
 

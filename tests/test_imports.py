@@ -7,6 +7,7 @@ importlib.metadata 20, pyelftools 25, capstone 40, numpy 70.
 
 from __future__ import annotations
 
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -67,6 +68,16 @@ def test_a_row_is_looked_up_with_what_that_takes(example: Path) -> None:
     code = RUN.format(module="unwind.cli.cfi")
     program = example / "tmp/unwind-demo/crash"
     assert loaded(code, "--address", "0x126a", str(program)) == set(), HINT
+
+
+def test_a_process_is_unwound_with_what_that_takes() -> None:
+    code = RUN.format(module="unwind.cli.live")
+    with subprocess.Popen(["sleep", "100"]) as sleeper:
+        try:
+            found = loaded(code, str(sleeper.pid))
+        finally:
+            sleeper.kill()
+    assert {name.partition(".")[0] for name in found} == {"ctypes"}, HINT  # ptrace(2) is C
 
 
 def test_modules_of_the_library_load_nothing_heavy() -> None:

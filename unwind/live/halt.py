@@ -48,7 +48,7 @@ def halt(proc: Proc, plan: Plan, most: float) -> Seen:
 
     Raises Refused where no thread can be seized, OSError where the process ends meanwhile.
     """
-    ptrace.load()
+    ptrace.libc()  # nobody is to stand still while ctypes is loaded
     work = _Halt(proc, plan, most)
     done = allocate_lock()
     done.acquire()

@@ -12,6 +12,7 @@ import os
 
 __all__ = [
     "MOST_VECTORS",
+    "Libc",
     "Wait",
     "bury",
     "detach",
@@ -36,7 +37,7 @@ _LARGEST_SET = 4096  # bytes of a register set
 MOST_VECTORS = 1024  # UIO_MAXIOV
 
 
-class _Libc:
+class Libc:
     """The C library's functions, with the types that they take."""
 
     def __init__(self) -> None:
@@ -77,19 +78,24 @@ class Wait:
         self.signal = 0 if self.ended or status >> 8 == _EVENT_STOP else status & 0x7F
 
 
-def load() -> None:
-    """Load what the rest takes, so that no process stands still meanwhile."""
-    _libc()
+_made: list[Libc] = []
+
+
+def libc() -> Libc:
+    """The functions, made once: ctypes takes some milliseconds to load."""
+    if not _made:
+        _made.append(Libc())
+    return _made[0]
 
 
 def seize(tid: int) -> None:
     """Become the tracer of a thread, which does not notice."""
-    _libc().trace(_SEIZE, tid)
+    libc().trace(_SEIZE, tid)
 
 
 def interrupt(tid: int) -> None:
     """Ask a seized thread to stop; `wait` tells when it does. No signal is sent."""
-    _libc().trace(_INTERRUPT, tid)
+    libc().trace(_INTERRUPT, tid)
 
 
 def wait(tid: int) -> Wait | None:
@@ -114,7 +120,7 @@ def bury(tid: int) -> None:
 
 def detach(tid: int, signal: int = 0) -> None:
     """Let a stopped thread go on, taking `signal`; a group-stopped one stays in its stop."""
-    _libc().trace(_DETACH, tid, None, signal)
+    libc().trace(_DETACH, tid, None, signal)
 
 
 def regset(tid: int) -> bytes:
@@ -122,11 +128,11 @@ def regset(tid: int) -> bytes:
 
     Its size tells whether the thread runs 32-bit code.
     """
-    libc = _libc()
-    ctypes = libc.ctypes
+    calls = libc()
+    ctypes = calls.ctypes
     room = ctypes.create_string_buffer(_LARGEST_SET)
     vector = (ctypes.c_size_t * 2)(ctypes.addressof(room), _LARGEST_SET)  # struct iovec
-    libc.trace(_GETREGSET, tid, _NT_PRSTATUS, ctypes.addressof(vector))
+    calls.trace(_GETREGSET, tid, _NT_PRSTATUS, ctypes.addressof(vector))
     found: bytes = room.raw[: vector[1]]
     return found
 
@@ -136,8 +142,8 @@ def read_memory(pid: int, pieces: Sequence[tuple[int, memoryview]]) -> int:
 
     One call of the kernel. Where fewer came than were wanted, the next byte cannot be read.
     """
-    libc = _libc()
-    ctypes = libc.ctypes
+    calls = libc()
+    ctypes = calls.ctypes
     remote, local, kept = [], [], []
     for address, room in pieces:
         whole = (ctypes.c_char * len(room)).from_buffer(room)
@@ -146,17 +152,7 @@ def read_memory(pid: int, pieces: Sequence[tuple[int, memoryview]]) -> int:
         local += [ctypes.addressof(whole), len(room)]
     vectors = ctypes.c_size_t * len(remote)
     count = len(pieces)
-    found: int = libc.read(pid, vectors(*local), count, vectors(*remote), count, 0)
+    found: int = calls.read(pid, vectors(*local), count, vectors(*remote), count, 0)
     if found < 0:
-        raise libc.error(f"process_vm_readv of {pid}")
+        raise calls.error(f"process_vm_readv of {pid}")
     return found
-
-
-_made: list[_Libc] = []
-
-
-def _libc() -> _Libc:
-    """The functions, made once: ctypes takes some milliseconds to load."""
-    if not _made:
-        _made.append(_Libc())
-    return _made[0]

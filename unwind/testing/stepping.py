@@ -20,6 +20,8 @@ from unwind.discover import vdso
 from unwind.elf import EM
 from unwind.errors import MemoryFault, UnwindError
 from unwind.files import Files
+from unwind.live.proc import mapped
+from unwind.live.ptrace import libc
 from unwind.machine import CodeModel
 from unwind.mappings import Mapping, modules_of
 from unwind.modules import Module
@@ -259,14 +261,7 @@ class NativeStepper(Stepper):
         machine = os.uname().machine
         self.arch = next(arch for arch in architectures() if arch.name == machine)
         self.decoder = Decoder(self.arch)
-        self._libc = ctypes.CDLL(None, use_errno=True)
-        self._libc.ptrace.restype = ctypes.c_long
-        self._libc.ptrace.argtypes = [
-            ctypes.c_long,
-            ctypes.c_long,
-            ctypes.c_void_p,
-            ctypes.c_void_p,
-        ]
+        self._libc = libc()
         layout = self.arch.layouts["linux.prstatus"]
         first = min(layout.offsets.values())
         # user_regs_struct is what NT_PRSTATUS has as pr_reg.
@@ -336,8 +331,7 @@ class NativeStepper(Stepper):
         self._ptrace(_POKETEXT, address, word)
 
     def _ptrace(self, request: int, address: int | None, data: int) -> None:
-        if self._libc.ptrace(request, self.pid, address, data):
-            raise OSError(ctypes.get_errno(), "ptrace")
+        self._libc.trace(request, self.pid, address, data)
 
     def close(self) -> None:
         if not self._ended:
@@ -353,7 +347,7 @@ class NativeStepper(Stepper):
         pid = os.fork()
         if pid == 0:
             try:
-                self._libc.personality(_ADDR_NO_RANDOMIZE)
+                ctypes.CDLL(None).personality(_ADDR_NO_RANDOMIZE)
                 quiet = os.open(os.devnull, os.O_RDWR)
                 for number in (0, 1, 2):
                     os.dup2(quiet, number)
@@ -390,13 +384,10 @@ class NativeStepper(Stepper):
         self._maps = text
         self.decoder.forget()
         regions, mappings = [], []
-        for line in os.fsdecode(text).splitlines():
-            span, rights, offset, _, inode, *rest = line.split(None, 5)
-            start, end = (int(part, 16) for part in span.split("-"))
-            name = rest[0] if rest else ""
-            regions.append(Region(start, end, "x" in rights, name))
-            if inode != "0":
-                mappings.append(Mapping(start, end, int(offset, 16), name))
+        for line in mapped(text):
+            regions.append(Region(line.start, line.end, line.executable, line.name))
+            if line.inode:
+                mappings.append(Mapping(line.start, line.end, line.offset, line.name))
         self._ends = [region.end for region in regions]
         runnable = {region.start: region.executable for region in regions}
         found = modules_of(mappings, self.memory, self._files, executable=runnable.get)
