@@ -4,17 +4,25 @@ from __future__ import annotations
 
 import functools
 import subprocess
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from tests.support import ROOT, cannot, need, need_root
 from unwind.architecture import Architecture
 from unwind.bpf.btf import Btf
 from unwind.bpf.libbpf import load_library
 from unwind.bpf.objects import built_in
+from unwind.cli import live as unwind_live
+from unwind.cli.stacks import files_of
 from unwind.elf import Elf
 from unwind.errors import SourceError
-from unwind.events.event import EventLayout, read_layout
+from unwind.events.event import Event, EventLayout, read_layout
+from unwind.transports.ring_buffer import TRANSPORT, RingBufferSource, RingOptions
+
+EXIT = "do_exit"  # where a kernel has no kprobes: the tracepoint
+PATIENCE = 10.0  # seconds
 
 
 @functools.cache
@@ -73,3 +81,22 @@ def record(
         word = registers.get(number, 0).to_bytes(8, arch.byteorder)
         made[at + member.offset : at + member.offset + 8] = word
     return bytes(made) + stack + behind
+
+
+@contextmanager
+def caught(place: str = EXIT, *options: str, **more: Any) -> Iterator[RingBufferSource]:
+    """The events at a place; `options` are those of a command that looks for files."""
+    files = files_of(unwind_live.parser().parse_args(["1", *options]))  # type: ignore[arg-type]
+    with files, TRANSPORT.open(place, files, RingOptions(**more)) as source:
+        yield source
+
+
+def collect(source: RingBufferSource, wanted: set[int]) -> dict[int, Event]:
+    """The events of these threads, each looked at when it is its turn."""
+    found: dict[int, Event] = {}
+    for event in source.events(PATIENCE):
+        if event.tid in wanted:
+            found[event.tid] = event
+            if found.keys() == wanted:
+                break
+    return found

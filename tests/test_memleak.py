@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -14,8 +15,11 @@ from pathlib import Path
 
 import pytest
 
+from tests.crashes import compile_c
 from tests.events import need_bpf
-from tests.support import ROOT, python
+from tests.support import ROOT, need, python
+from unwind.bpf.objects import built_in
+from unwind.errors import SourceError
 from unwind.events.points import has_kprobes
 
 MODULE = "unwind.cli.memleak"
@@ -126,6 +130,54 @@ def test_quiet_prints_the_counts_alone() -> None:
     assert process.returncode == 0
     assert "[event]" not in printed
     assert counts(printed)["complete"] >= 10
+
+
+@pytest.mark.usefixtures("bpf")
+def test_without_a_stack_there_is_one_frame_and_a_warning(tmp_path: Path) -> None:
+    need("gcc")
+    compile_c("gcc", ("-O2",), ("lost.c",), tmp_path / "lost")
+    with watching("--symbol", "do_exit", "--duration", "60") as process:
+        attached(process)
+        child = subprocess.Popen([tmp_path / "lost"])
+        assert child.wait() == 0
+        process.send_signal(signal.SIGTERM)
+        printed, said = process.communicate(timeout=60)
+    assert process.returncode == 0
+    [frames] = [event[2] for event in stacks_of(printed) if event[0] == child.pid]
+    assert [(ra, flags) for ra, flags, _ in frames] == [("-", "context,partial")]
+    assert frames[0][2].startswith("main+")
+    assert f"[warn] open /proc/{child.pid}/mem failed\n" in said
+    assert counts(printed)["partial"] >= 1
+    assert re.search(r"^partial: \d+ \(.*memory-fault \d+", printed, re.M)
+
+
+@pytest.mark.usefixtures("bpf")
+def test_without_privileges_it_says_what_helps(tmp_path: Path) -> None:
+    tree = tmp_path / "tree"
+    shutil.copytree(ROOT / "unwind", tree / "unwind", ignore=shutil.ignore_patterns("*.pyc"))
+    for directory in (tmp_path, *tmp_path.parents):
+        if directory.stat().st_uid == os.getuid() and directory != Path("/"):
+            directory.chmod(directory.stat().st_mode | 0o055)
+    done = subprocess.run(
+        [sys.executable, "-m", MODULE, "--symbol", "do_exit", "--duration", "1"],
+        cwd=tree,
+        env={**os.environ, "PYTHONPATH": str(tree)},
+        user=65534,
+        group=65534,
+        extra_groups=[],
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 2
+    assert "only the privileged" in done.stderr
+    assert "sudo" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_without_objects_it_says_how_to_come_by_them() -> None:
+    with pytest.raises(SourceError, match="not built") as error:
+        built_in("another")
+    assert "apt install clang" in error.value.hint
 
 
 def test_without_a_mode_it_names_them() -> None:

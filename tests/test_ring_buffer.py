@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import os
 import signal
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,21 +11,15 @@ from typing import Any
 import pytest
 
 from tests.crashes import Case, Crash, named
-from tests.events import need_bpf
+from tests.events import EXIT, PATIENCE, caught, need_bpf
 from tests.running import CASES, running
 from tests.test_crashes import assert_truth
 from tests.truth import Ends
-from unwind.cli import live as unwind_live
-from unwind.cli.stacks import files_of
-from unwind.events.event import Event
 from unwind.symbols.names import Names
 from unwind.symbols.table import TableSymbolizer
-from unwind.transports.ring_buffer import TRANSPORT, RingBufferSource, RingOptions
 from unwind.unwinder import Unwinder
 from unwind.writers.json_document import document
 
-EXIT = "do_exit"  # where a kernel has no kprobes: the tracepoint
-PATIENCE = 10.0
 # Each for something that counts here; tests/test_live.py has them all.
 NAMES = (
     *("recursion", "threads", "leader-gone", "handler-in-thread", "cold-part-has-called"),
@@ -54,25 +46,6 @@ SHORTER = Ends(short=("memory-fault", "no-module", "no-row", "unknown-register")
 @pytest.fixture(autouse=True)
 def _bpf() -> None:
     need_bpf()
-
-
-@contextmanager
-def caught(place: str = EXIT, *options: str, **more: Any) -> Iterator[RingBufferSource]:
-    """The events at a place; `options` are those of a command that looks for files."""
-    files = files_of(unwind_live.parser().parse_args(["1", *options]))  # type: ignore[arg-type]
-    with files, TRANSPORT.open(place, files, RingOptions(**more)) as source:
-        yield source
-
-
-def collect(source: RingBufferSource, wanted: set[int]) -> dict[int, Event]:
-    """The events of these threads, each looked at when it is its turn."""
-    found: dict[int, Event] = {}
-    for event in source.events(PATIENCE):
-        if event.tid in wanted:
-            found[event.tid] = event
-            if found.keys() == wanted:
-                break
-    return found
 
 
 def caught_at_exit(crash: Crash, **more: Any) -> dict[str, Any]:

@@ -13,6 +13,7 @@ __all__ = ["main", "parser", "program"]
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from typing import Self
 
     from unwind.cli.options import Options, Parser
     from unwind.events.event import Event
@@ -100,7 +101,12 @@ def _command(options: Options) -> int:
         ring_size=options.ring_size << 20,
     )
     try:
-        with files_of(options) as files, TRANSPORT.open(place, files, ring) as source:
+        with (
+            _Signals() as signals,
+            files_of(options) as files,
+            TRANSPORT.open(place, files, ring) as source,
+        ):
+            signals.end(source)
             if where.kind != "kprobe" and place.isidentifier():
                 instead = ":".join(filter(None, (where.inside, where.name)))
                 warn(_PROG, f"this kernel has no kprobes: attached to the tracepoint {instead}")
@@ -131,9 +137,8 @@ class _Report:
         """Print until the time is over or a signal ends it; 1 when strictness was not met."""
         from unwind.frames import End
 
-        with _signals(self.source):
-            for event in self.source.events(self.options.duration):
-                self._event(event)
+        for event in self.source.events(self.options.duration):
+            self._event(event)
         complete = self.ends.pop(End.OUTERMOST, 0)
         for warning in self.source.warnings:
             warn(_PROG, warning)
@@ -190,17 +195,25 @@ class _Report:
             yield f"not told of mappings or processes: {source.lost} times"
 
 
-class _signals:
+class _Signals:
     """While this is entered, SIGINT and SIGTERM end the events, and no more than that."""
 
-    def __init__(self, source: RingBufferSource):
-        self._source = source
+    def __init__(self) -> None:
+        self._source: RingBufferSource | None = None
+        self._came = False
 
-    def __enter__(self) -> None:
+    def end(self, source: RingBufferSource) -> None:
+        """It is this source's events that they end, or have ended."""
+        self._source = source
+        if self._came:
+            source.stop()
+
+    def __enter__(self) -> Self:
         import signal
 
         self._numbers = (signal.SIGINT, signal.SIGTERM)
         self._before = [signal.signal(number, self._stop) for number in self._numbers]
+        return self
 
     def __exit__(self, *_error: object) -> None:
         import signal
@@ -209,7 +222,9 @@ class _signals:
             signal.signal(number, before)
 
     def _stop(self, _number: int, _frame: object) -> None:
-        self._source.stop()
+        self._came = True
+        if self._source is not None:
+            self._source.stop()
 
 
 def _reasons(counts: dict[str, int]) -> str:

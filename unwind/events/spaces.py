@@ -10,6 +10,8 @@ from __future__ import annotations
 import os
 import sys
 
+from unwind.elf import Elf
+from unwind.errors import FormatError
 from unwind.events.perf_event import EventRing, open_task_events, processors
 from unwind.live.proc import Proc, mapped
 from unwind.perf.changes import Changes
@@ -22,9 +24,13 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from unwind.architecture import Architecture
     from unwind.files import Files
+    from unwind.live.proc import Mapped as Code
     from unwind.perf.processes import ProcessSpace
 
 _ROOM = 1 << 19  # bytes of records for each processor
+_HEAD = 1 << 16  # bytes of a file, where its build-id lies
+_MOST_UNKNOWN = 1 << 16  # processes that were looked at and had gone
+_DELETED = " (deleted)"  # what Linux adds to the path of a file that has no name any more
 
 
 class Spaces:
@@ -69,6 +75,8 @@ class Spaces:
         """The address space of a process."""
         process = self.processes.task(pid, tid).process
         if not process.mapped and pid not in self._unknown:
+            if len(self._unknown) >= _MOST_UNKNOWN:
+                self._unknown.clear()
             self._unknown.add(pid)  # the kernel had no room to tell of it: perhaps it still runs
             self._look_at(pid)
         return process.space or process.current()
@@ -87,12 +95,39 @@ class Spaces:
                 self.processes.task(pid, tid)
             for tid in threads:  # a leader that has ended shows nothing
                 with Proc(pid, tid) as proc:
-                    found = list(mapped(proc.read("maps")))
+                    found = [code for code in mapped(proc.read("maps")) if code.executable]
+                    ids = [_identity(proc, code) for code in found]
                 if found:
                     break
         except OSError:
             return
-        for entry in found:
-            if entry.executable:
-                new = Mapped(entry.start, entry.end, entry.offset, entry.name)
-                self.processes.map(pid, new, True)
+        for code, (name, build_id) in zip(found, ids, strict=True):
+            new = Mapped(code.start, code.end, code.offset, name, build_id)
+            self.processes.map(pid, new, True)
+
+
+def _identity(proc: Proc, code: Code) -> tuple[str, bytes | None]:
+    """The name of what is mapped, and its build-id where at that path lies another file.
+
+    So it is in containers, and where a file has been replaced. The kernel tells of later mappings
+    with their build-ids. Without one, the name is that of a file that is no more.
+    """
+    name = code.name
+    if name[:1] != "/" or name.endswith(_DELETED) or _is_at(name, code.inode):
+        return name, None
+    try:
+        handle = proc.open(f"map_files/{code.start:x}-{code.end:x}")
+        try:
+            found = Elf(os.pread(handle, _HEAD, 0), name).build_id
+        finally:
+            os.close(handle)
+    except (OSError, FormatError):
+        found = None
+    return (name, found) if found else (name + _DELETED, None)
+
+
+def _is_at(path: str, inode: int) -> bool:
+    try:
+        return os.stat(path).st_ino == inode
+    except (OSError, ValueError):
+        return False
