@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import signal
+import struct
 import subprocess
 import time
 from collections.abc import Iterator
@@ -93,7 +94,7 @@ def _settled(process: subprocess.Popen[bytes], record: Path) -> int:
         assert process.poll() is None, f"{process.args} ended with {process.returncode}"
         try:
             threads = list(read_record(record))
-        except (OSError, AssertionError):
+        except (OSError, AssertionError, struct.error):  # it has just begun to write that
             threads = []
         for thread in threads:
             if thread.state == State.CRASHED and state_of(thread.tid) == "S":

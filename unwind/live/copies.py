@@ -28,13 +28,13 @@ OUT_OF_TIME = "not copied, as the process was not to be stopped for longer: --ma
 
 class Stretch:
     """A copy of [start, start + filled); `lacking` says why what lies behind that, to `end`, is not
-    there.
+    there. `data`, which takes the bytes, lies at `place` in our memory.
     """
 
-    __slots__ = ("data", "end", "filled", "lacking", "start")
+    __slots__ = ("data", "end", "filled", "lacking", "place", "start")
 
-    def __init__(self, start: int, end: int, data: memoryview):
-        self.start, self.end, self.data = start, end, data
+    def __init__(self, start: int, end: int, data: memoryview, place: int = 0):
+        self.start, self.end, self.data, self.place = start, end, data, place
         self.filled = 0
         self.lacking = OUT_OF_TIME
 
@@ -67,9 +67,8 @@ class Copier:
     def _fill(self, batch: list[tuple[Stretch, int]]) -> bool:
         """Read so many more bytes of each stretch; False where the process has ended."""
         while batch:
-            rooms = [(s.start + s.filled, s.data[s.filled : s.filled + n]) for s, n in batch]
             try:
-                found = self._read(rooms)
+                found = self._read(batch)
             except OSError as error:
                 if error.errno == ESRCH:
                     return False
@@ -87,11 +86,12 @@ class Copier:
             batch = batch[done + 1 :]
         return True
 
-    def _read(self, rooms: list[tuple[int, memoryview]]) -> int:
-        """Fill the rooms one after another; how many bytes came."""
+    def _read(self, batch: list[tuple[Stretch, int]]) -> int:
+        """Read so many more bytes of each stretch; how many came, in their order."""
         if self._vectors:
+            pieces = [(s.start + s.filled, s.place + s.filled, size) for s, size in batch]
             try:
-                return ptrace.read_memory(self.pid, rooms)
+                return ptrace.read_memory(self.pid, pieces)
             except OSError as error:
                 if error.errno == EFAULT:
                     return 0
@@ -99,10 +99,11 @@ class Copier:
                     raise
                 self._vectors = False
         found = 0
-        for address, room in rooms:
-            piece = _read_into(self.handle, address, room)
+        for s, size in batch:
+            room = s.data[s.filled : s.filled + size]
+            piece = _read_into(self.handle, s.start + s.filled, room)
             found += piece
-            if piece < len(room):
+            if piece < size:
                 break
         return found
 
@@ -115,7 +116,8 @@ class Copier:
         if self.handle >= 0:
             return _read_into(self.handle, address, room)
         try:
-            return ptrace.read_memory(self.pid, [(address, room)])
+            place = ptrace.address_of(room)
+            return ptrace.read_memory(self.pid, [(address, place, len(room))])
         except OSError:
             return 0
 
@@ -149,9 +151,10 @@ def _stretches(ranges: Iterable[Range]) -> list[Stretch]:
     if not sum(rooms):
         return []
     whole = memoryview(mmap(-1, sum(rooms), MAP_PRIVATE | MAP_ANONYMOUS))
+    place = ptrace.address_of(whole)
     found, at = [], 0
     for (start, end), size in zip(joined, rooms, strict=True):
-        found.append(Stretch(start, end, whole[at : at + size]))
+        found.append(Stretch(start, end, whole[at : at + size], place + at))
         at += size
     return found
 

@@ -96,7 +96,7 @@ class _Halt:
         self.proc, self.plan, self.most = proc, plan, most
         self.seen = Seen(proc.pid)
         self.error: BaseException | None = None
-        self.abandoned = self.done = False
+        self.abandoned = self.done = self.seizing = False
         self.thread = 0
         self.seized: set[int] = set()
         self.running: set[int] = set()  # seized, and not yet stopped
@@ -119,8 +119,9 @@ class _Halt:
         waits for threads that it has ended, which wait for their tracer to take note of it. (Linux
         v6.13 kernel/ptrace.c: cred_guard_mutex; seen within a second of a program that execs.)
         """
-        for tid in list(self.seized):
-            self._look_at(tid, at_ends=True)
+        if self.seizing:
+            for tid in list(self.seized):
+                self._look_at(tid, at_ends=True)
 
     def _stop_all(self) -> None:
         """Stop the threads until a pass over all of them finds no new one.
@@ -147,6 +148,7 @@ class _Halt:
             return False
         for _ in range(_MOST_TRIES):
             try:
+                self.seizing = True
                 ptrace.seize(tid)
             except OSError as error:
                 if error.errno not in (ESRCH, EPERM):
@@ -157,6 +159,8 @@ class _Halt:
             else:
                 self.seized.add(tid)
                 return True
+            finally:
+                self.seizing = False
         self.seen.refused[tid] = EPERM
         return False
 

@@ -14,6 +14,7 @@ __all__ = [
     "MOST_VECTORS",
     "Libc",
     "Wait",
+    "address_of",
     "bury",
     "detach",
     "interrupt",
@@ -137,22 +138,28 @@ def regset(tid: int) -> bytes:
     return found
 
 
-def read_memory(pid: int, pieces: Sequence[tuple[int, memoryview]]) -> int:
-    """Fill each buffer with the bytes at its address; how many bytes came, in order.
+def read_memory(pid: int, pieces: Sequence[tuple[int, int, int]]) -> int:
+    """Copy memory of a process into ours; how many bytes came, in the order of the pieces.
 
-    One call of the kernel. Where fewer came than were wanted, the next byte cannot be read.
+    A piece is an address there, one of ours (`address_of`), and a size. All are copied by one call
+    of the kernel. Where fewer bytes came than were wanted, the next one cannot be read.
     """
     calls = libc()
-    ctypes = calls.ctypes
-    remote, local, kept = [], [], []
-    for address, room in pieces:
-        whole = (ctypes.c_char * len(room)).from_buffer(room)
-        kept.append(whole)  # or the buffer might be gone
-        remote += [address, len(room)]
-        local += [ctypes.addressof(whole), len(room)]
-    vectors = ctypes.c_size_t * len(remote)
+    remote: list[int] = []
+    local: list[int] = []
+    for there, here, size in pieces:
+        remote += there, size
+        local += here, size
     count = len(pieces)
+    vectors = calls.ctypes.c_size_t * (2 * count)  # struct iovec
     found: int = calls.read(pid, vectors(*local), count, vectors(*remote), count, 0)
     if found < 0:
         raise calls.error(f"process_vm_readv of {pid}")
+    return found
+
+
+def address_of(room: memoryview) -> int:
+    """Where a buffer lies; it must be kept for as long as somebody writes there."""
+    ctypes = libc().ctypes
+    found: int = ctypes.addressof(ctypes.c_char.from_buffer(room))
     return found
