@@ -1,7 +1,8 @@
 """What perf makes of a sample, modelled: CFI where it has some, else rbp taken for a frame pointer.
 
-perf's unwinder is libunwind. Where that has no CFI for a place it does not end the stack: it takes
-rbp for a frame pointer, whatever rbp is (libunwind 1.6 src/x86_64/Gstep.c). Of a process that was
+perf's unwinder is libunwind. Where that has no CFI for a place it does not end the stack: at a stub
+of the PLT it takes the word at rsp for the return address, elsewhere it takes rbp for a frame
+pointer, whatever rbp is (libunwind 1.6 src/x86_64/Gstep.c). Of a process that was
 forked and then ran another program, perf 6.1 finds in some recordings no CFI in the libraries that
 the parent had mapped as well. Samples that differ from ours are walked again here, as if the CFI of
 some of the files that they meet were lost; what perf prints must be one of these walks.
@@ -43,28 +44,40 @@ class Model:
             elif isinstance(result, Stop) and result.end in (End.OUTERMOST, End.MEMORY_FAULT):
                 break
             else:
-                caller = self._by_frame_pointer(snapshot, place)
-                if caller is None:
+                registers = self._guessed(place)
+                if not registers.get(RIP):
                     break
-                place = caller
+                place = self._caller(snapshot, place, registers)
             found.append(place.pc)
         return found
 
-    def _by_frame_pointer(self, snapshot: Snapshot, place: Place) -> Place | None:
-        """The caller's place if rbp is a frame pointer; None where its word cannot be read."""
-        registers = dict(place.registers)
+    def _guessed(self, place: Place) -> Registers:
+        """The caller's registers without CFI; empty where a word cannot be read."""
+        memory, registers = place.memory, Registers(place.registers)
+        try:
+            if _is_stub(memory.read(place.pc, 12)):
+                registers[RIP] = int.from_bytes(memory.read(registers[RSP], 8), "little")
+                registers[RSP] += 8
+                return registers
+        except MemoryFault:
+            pass
         fp = registers.get(RBP, 0)
         try:
-            saved = int.from_bytes(place.memory.read(fp, 8), "little")
-            pc = int.from_bytes(place.memory.read(fp + 8, 8), "little")
+            saved, pc = (int.from_bytes(memory.read(fp + n, 8), "little") for n in (0, 8))
         except MemoryFault:
-            return None
-        if pc == 0:
-            return None
+            return Registers()
         registers |= {RIP: pc, RSP: fp + 16, RBP: saved}
         if not 0 <= saved - fp <= _FARTHEST:
             del registers[RBP]
+        return registers
+
+    def _caller(self, snapshot: Snapshot, place: Place, registers: Registers) -> Place:
+        pc, trust = registers[RIP], Trust.FRAME_POINTER
         module = place.space.find(pc - 1)
-        trust = Trust.FRAME_POINTER
-        frame = Frame(pc, pc - 1, Registers(registers), module, trust, True, None, False)
+        frame = Frame(pc, pc - 1, registers, module, trust, True, None, False)
         return self._unwinder.place(snapshot, frame)
+
+
+def _is_stub(code: bytes) -> bool:
+    """Whether this is a stub of the PLT: jmp *; push; jmp."""
+    return code[:2] == b"\xff\x25" and code[6] == 0x68 and code[11] == 0xE9

@@ -25,7 +25,7 @@ from tests.recordings import (
     perf_stacks,
     record,
 )
-from tests.support import ROOT, python
+from tests.support import ROOT, python, run
 from unwind.frames import End, Trust
 
 CUT = {Difference.LAST_WORD, Difference.BOGUS}
@@ -188,3 +188,23 @@ def test_callchains_of_frame_pointers_are_taken_as_they_are(place: Path, tmp_pat
     assert len(found) > 15
     assert {mine.end for mine in found} == {End.UNKNOWN_REGISTER}
     assert all(set(mine.trusts or ()) == {Trust.RECORDED} for mine in found)
+    said = python("-m", "unwind.cli.perf", recording).stdout
+    assert "perf record --call-graph dwarf" in said
+    assert "as in: the kernel followed frame pointers" in said
+
+
+def test_samples_without_any_stack_have_the_place_where_they_stood(
+    place: Path, tmp_path: Path
+) -> None:
+    recording = tmp_path / "perf.data"
+    record(recording, place / PROGRAM, "200", graph="none")
+    theirs = run("perf", "script", "-i", recording, "-F", "ip").stdout.split()
+    assert (
+        python("-m", "unwind.cli.perf", recording, "--script", "-F", "ip").stdout.split() == theirs
+    )
+    ours = our_stacks(recording)
+    assert len(ours) == len(theirs) > 15
+    assert {mine.end for mine in ours} == {End.UNKNOWN_REGISTER}
+    assert {mine.trusts for mine in ours} == {(Trust.CONTEXT,)}
+    said = python("-m", "unwind.cli.perf", recording).stdout
+    assert "as in: perf recorded where the sample stood" in said

@@ -29,7 +29,6 @@ PAGE = ROOT / "BENCHMARKS.md"
 PICTURE = ROOT / "docs/cost.svg"
 BEGIN, END = "<!-- made by tools/bench_perf.py: begin -->", "<!-- unwind-perf: end -->"
 RATE = 10_000  # samples a second of the processor's time
-TURNS_OF_PERF = 5  # perf 6.1 dies now and then at its end, in util/build-id.c
 LIMIT = 60  # seconds, after which perf with its defaults is not waited for any longer
 
 CODE = """\
@@ -97,15 +96,17 @@ class Recorded:
 # -------------------------------------------------------------------------------- the recordings
 
 
-def record(title: str, path: Path, dump: int, argv: Sequence[str | Path], **more: str) -> Recorded:
-    """What perf samples of a command, with `dump` bytes of stack each."""
-    options = ["-q", "-F", str(RATE), "-e", "cpu-clock:u", "--call-graph", f"dwarf,{dump}"]
+def record(
+    title: str, path: Path, dump: int, argv: Sequence[str | Path], rate: int = RATE
+) -> Recorded:
+    """What perf samples of a command, `rate` times a second, with `dump` bytes of stack each."""
+    options = ["-q", "-F", str(rate), "-e", "cpu-clock:u", "--call-graph", f"dwarf,{dump}"]
     command = [_which("perf"), "record", *options, "-o", str(path), "--", *map(str, argv)]
-    for _ in range(TURNS_OF_PERF):
-        done = subprocess.run(command, env=ENVIRONMENT | more, capture_output=True, text=True)
-        if done.returncode == 0 and path.exists():
-            break
-    else:
+    done = subprocess.run(command, env=ENVIRONMENT, capture_output=True, text=True)
+    if "build-id.c" in done.stderr:  # perf 6.1 dies of them while others load BPF programs, it seems
+        command.insert(2, "-B")
+        done = subprocess.run(command, env=ENVIRONMENT, capture_output=True, text=True)
+    if done.returncode != 0 or not path.exists():
         raise SystemExit(f"perf record: {done.stderr.strip()[-300:]}")
     return Recorded(title, path, _count(path))
 
@@ -133,13 +134,9 @@ def three_programs(where: Path, samples: int) -> Iterator[Recorded]:
     code, assembly = where / "code.cc", where / "code.s"
     argv = [compiler, "-quiet", "-imultiarch", _multiarch(), "-D_GNU_SOURCE", "-O2"]
     argv += [str(code), "-o", str(assembly)]
-    code.write_text(CODE.format(steps=10))
-    took = _processor_seconds(argv)
-    # What is compiled beyond the first ten steps takes time in proportion.
-    code.write_text(CODE.format(steps=100))
-    each = max((_processor_seconds(argv) - took) / 90, 1e-4)
-    code.write_text(CODE.format(steps=min(max(1, round(10 + (seconds - took) / each)), 850)))
-    yield record("cc1plus, 8 kB", where / "cc1plus.data", 8192, argv)
+    code.write_text(CODE.format(steps=50))
+    rate = round(samples / _processor_seconds(argv))
+    yield record("cc1plus, 8 kB", where / "cc1plus.data", 8192, argv, min(rate, 2 * RATE))
     script = where / "program.py"
     script.write_text(PYTHON.format(seconds=seconds))
     python = os.path.realpath(shutil.which("python3", path="/usr/bin") or sys.executable)

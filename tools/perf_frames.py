@@ -28,7 +28,7 @@ HEADS = {
     Difference.LOST_CFI: "lost CFI",
     Difference.RUN_TIME: "run-time code",
     Difference.TOO_DEEP: "127 frames",
-    Difference.OTHER: "**unexplained**",
+    Difference.OTHER: "unexplained",
 }
 
 

@@ -8,7 +8,7 @@ from struct import Struct
 
 from unwind.errors import FormatError, SourceError, UnsupportedArchitecture
 from unwind.perf.changes import Changes
-from unwind.perf.constants import FEATURE, RECORD
+from unwind.perf.constants import CONTEXT, FEATURE, MISC, RECORD
 from unwind.perf.event import Trailer
 from unwind.perf.files import CodeFiles
 from unwind.perf.header import is_recording, read_header
@@ -96,7 +96,7 @@ class PerfSource(Source):
                 if here > end:
                     self._skip("a sample is cut off")
                     continue
-                _, pid, tid, cpu, period, count = layout.head(data, at)
+                ip, pid, tid, cpu, period, count = layout.head(data, at)
                 chain: tuple[int, ...] = ()
                 if count or not layout.is_plain:
                     try:
@@ -120,6 +120,11 @@ class PerfSource(Source):
                     if values[0]:
                         self._skip("a 32-bit task")
                         pc = values[reader.pc]
+                    elif ip and not chain:  # nobody asked for more than where it stood
+                        if misc & MISC.cpumode == MISC.user:
+                            pc = ip
+                        else:
+                            who = *who[:5], (CONTEXT.kernel, ip), space
                     yield *who, pc, 0, 0, 0, None, (data, at, end, here)
                     continue
                 stop = start + (values[-1] or 0)

@@ -19,7 +19,7 @@ _REMEDIES = {
     End.NO_MODULE: "give its file (--sysroot, --debug-dir)",
     End.NO_ROW: "its code has no CFI: give its debug file, or build it with "
     "-fasynchronous-unwind-tables",
-    End.UNKNOWN_REGISTER: "record all registers",
+    End.UNKNOWN_REGISTER: "record all registers, and the stack (perf record --call-graph dwarf)",
     End.NO_PROGRESS: "ask unwind-cfi --lint whether its CFI is right",
     End.BAD_CFI: "ask unwind-cfi --lint whether its CFI is right",
     End.LIMIT: "allow more frames (--max-stack)",

@@ -84,7 +84,7 @@ class Sampler:
         if end == End.LIMIT:
             return f"only {len(walked[0])} frames were asked for"
         if sample[11] is None:
-            return "the sample has no registers of a 64-bit user"
+            return _without_registers(sample)
         return self.unwinder.unwind(self.snapshot(sample)).detail
 
     def _recorded(self, sample: Sample) -> Walked:
@@ -96,6 +96,15 @@ class Sampler:
             return _NOTHING
         how = tuple([(Trust.RECORDED, n > 0) for n in range(len(user))])
         return list(user), End.UNKNOWN_REGISTER, how, None
+
+
+def _without_registers(sample: Sample) -> str:
+    """Why a sample has no registers to begin a walk with, and what it has instead."""
+    if sample[2].regs:
+        return "a 32-bit task: stacks of 64-bit ones are unwound, of this one its pc is known"
+    if sample[5]:
+        return "the kernel followed frame pointers, or the processor's record of branches"
+    return "perf recorded where the sample stood, and nothing of its stack"
 
 
 def split_callchain(chain: tuple[int, ...]) -> tuple[tuple[int, ...], tuple[int, ...]]:
