@@ -18,6 +18,9 @@ from tests.running import build, running, state_of
 from tests.support import need, need_root
 from tests.test_crashes import assert_truth
 from tests.test_live import command, document, pid_of
+from unwind.files import Files
+from unwind.transports.process import TRANSPORT
+from unwind.unwinder import unwind
 
 
 @pytest.fixture(scope="module")
@@ -210,3 +213,26 @@ def test_the_kernels_own_code_is_known(tmp_path: Path) -> None:
         found = document(pid_of(crash))
     module = main_module(found, "[vdso]")
     assert (module["state"], module["unwind"]) == ("memory-only", ["eh_frame"])
+
+
+def test_a_file_that_is_cut_short_while_it_is_looked_at_does_no_harm(
+    program: Path, tmp_path: Path
+) -> None:
+    """A mapped page that is gone would end the reader by SIGBUS; only its owner can do that."""
+    need_root()
+    handle = os.memfd_create("shrinking")
+    os.write(handle, program.read_bytes())
+    with subprocess.Popen(
+        [f"/proc/self/fd/{handle}", "depths", "2"], pass_fds=(handle,)
+    ) as process:
+        try:
+            wait_for_sleep(process.pid, 3)
+            with TRANSPORT.open(str(process.pid), Files()) as source:
+                process.kill()
+                process.wait()
+                os.ftruncate(handle, 0)
+                stacks = [unwind(snapshot) for snapshot in source.threads]
+        finally:
+            process.kill()
+            os.close(handle)
+    assert [stack.end for stack in stacks] == ["outermost"] * 3

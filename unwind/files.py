@@ -239,8 +239,6 @@ class Files:
 
     def _open(self, path: str) -> tuple[Image, memoryview]:
         """The image of a regular file and the file's bytes; the same one for the same file."""
-        import mmap
-
         status = os.stat(path)  # before `open`: that alone may wake a device
         if not S_ISREG(status.st_mode):
             raise _Unfit("not a regular file")
@@ -255,7 +253,7 @@ class Files:
                 return image, known[1]
             if status.st_size == 0:
                 raise _Unfit("the file is empty")
-            data = memoryview(mmap.mmap(handle, status.st_size, prot=mmap.PROT_READ))
+            data = self._contents(handle, status)
         finally:
             os.close(handle)
         elf = Elf(data, path)
@@ -265,6 +263,12 @@ class Files:
         images = self._images
         images[key] = ref(image, lambda _: images.pop(key, None)), data
         return image, data
+
+    def _contents(self, handle: int, status: os.stat_result) -> memoryview:
+        """The bytes of a file that is open: mapped."""
+        import mmap
+
+        return memoryview(mmap.mmap(handle, status.st_size, prot=mmap.PROT_READ))
 
 
 def resolve(root: str, path: str) -> str:

@@ -8,6 +8,7 @@ CAP_CHECKPOINT_RESTORE or CAP_SYS_ADMIN.
 from __future__ import annotations
 
 import os
+from errno import EFBIG
 
 from unwind.files import Candidate, Files, resolve
 
@@ -18,6 +19,10 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
     from unwind.live.proc import Mapped, Proc
+
+
+_LARGEST_COPY = 1 << 29
+_CHUNK = 1 << 22
 
 
 class ProcessFiles(Files):
@@ -52,6 +57,21 @@ class ProcessFiles(Files):
                 yield Candidate(name, root)
                 return
         yield Candidate(f"{self._directory}/map_files/{mapping.start:x}-{mapping.end:x}")
+
+    def _contents(self, handle: int, status: os.stat_result) -> memoryview:
+        """As of any file, but a copy of what its owner may cut short while we look at it.
+
+        A mapped page that is no longer in its file ends us, by SIGBUS.
+        """
+        if status.st_nlink and status.st_uid in (0, os.geteuid()):
+            return super()._contents(handle, status)
+        if status.st_size > _LARGEST_COPY:
+            raise OSError(EFBIG, "too large to be copied")
+        pieces, at = [], 0
+        while at < status.st_size and (piece := os.pread(handle, _CHUNK, at)):
+            pieces.append(piece)
+            at += len(piece)
+        return memoryview(b"".join(pieces))
 
 
 def _is_at(root: str, path: str, inode: int) -> bool:

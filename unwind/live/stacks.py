@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from bisect import bisect_right
+from struct import Struct
 
 from unwind.live.proc import mapped
-from unwind.registers import Registers
+from unwind.registers import Recorded, Registers
 
 __all__ = ["StackPlan"]
 
@@ -33,6 +34,10 @@ class StackPlan:
     def __init__(self, arch: Architecture):
         self.arch = arch
         self.layout = arch.layouts["linux.prstatus"]
+        order = "<" if arch.byteorder == "little" else ">"
+        self._read = Struct(order + {4: "I", 8: "Q"}[self.layout.width]).unpack_from
+        self._first = min(self.layout.offsets.values())
+        self._end = max(self.layout.offsets.values()) + self.layout.width
         self._known: tuple[bytes, list[Mapped]] = (b"", [])
 
     def mappings(self, text: bytes) -> list[Mapped]:
@@ -71,7 +76,7 @@ class StackPlan:
             if home is not None and home is not stack and home.writable and not home.inode:
                 yield max(home.start, home.end - _MOST), home.end
 
-    def threads(self, seen: Seen) -> Iterator[tuple[int, Registers]]:
+    def threads(self, seen: Seen) -> Iterator[tuple[int, Recorded | Registers]]:
         """The registers of each thread, as far as they are known; none of 32-bit code."""
         for tid, record in seen.registers.items():
             registers = self.registers(record)
@@ -80,17 +85,16 @@ class StackPlan:
         for tid, place in seen.places.items():
             yield tid, Registers({self.arch.pc: place.pc, self.arch.sp: place.sp})
 
-    def registers(self, record: bytes) -> Registers | None:
+    def registers(self, record: bytes) -> Recorded | None:
         """The registers in what ptrace(2) gave, None where it is of 32-bit code.
 
         It is the pr_reg of the record that NT_PRSTATUS of cores is. Behind that lies one int alone.
         """
         layout = self.layout
         begin = layout.size - self.arch.word - len(record)
-        offsets = layout.offsets.values()
-        if begin > min(offsets) or max(offsets) + layout.width > begin + len(record):
+        if begin > self._first or self._end > begin + len(record):
             return None
-        return self.arch.registers(layout, bytes(begin) + record)
+        return Recorded(bytes(begin) + record, layout.offsets, self._read)
 
 
 def _most(stack: Mapped) -> int:
