@@ -103,7 +103,7 @@ def record(
     options = ["-q", "-F", str(rate), "-e", "cpu-clock:u", "--call-graph", f"dwarf,{dump}"]
     command = [_which("perf"), "record", *options, "-o", str(path), "--", *map(str, argv)]
     done = subprocess.run(command, env=ENVIRONMENT, capture_output=True, text=True)
-    if "build-id.c" in done.stderr:  # perf 6.1 dies of them while others load BPF programs, it seems
+    if "build-id.c" in done.stderr:  # of perf 6.1, where others load BPF programs
         command.insert(2, "-B")
         done = subprocess.run(command, env=ENVIRONMENT, capture_output=True, text=True)
     if done.returncode != 0 or not path.exists():
