@@ -31,9 +31,10 @@ bpf:  ## build the BPF programs, which takes clang
 test: packages .venv-test/ready  ## run the tests; ARGS="-k name -x" goes to pytest
 	$(TEST) -m pytest $(ARGS)
 
-test-kernel: packages .venv-test/ready  ## the same under kernels of arm64 and mips, in qemu-system
-	@sh tools/debian-packages.sh qemu-system-arm qemu-system-mips
+test-kernel: packages .venv-test/ready  ## crashes under kernels of arm64 and mips, events of x86_64
+	@sh tools/debian-packages.sh qemu-system-arm qemu-system-mips qemu-system-x86
 	$(TEST) -m tests.kernel $(ARGS)
+	$(TEST) -m tests.event_kernel
 
 test-pictures: packages .venv-test/ready  ## profiles in the programs that people look at them with
 	@sh tools/debian-packages.sh chromium fonts-dejavu-core golang-go libdevel-nytprof-perl linux-perf

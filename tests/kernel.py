@@ -226,7 +226,7 @@ def download(machine: Machine, directory: Path) -> tuple[Path, Path]:
         for package in home.glob("*.deb"):
             with TemporaryDirectory(dir=home) as scratch:
                 _run("dpkg-deb", "-x", str(package), scratch)
-                for wanted in ("boot", "bin"):
+                for wanted in ("boot", "bin", "lib"):
                     if (Path(scratch) / wanted).exists():
                         shutil.move(Path(scratch) / wanted, home / wanted)
             package.unlink()
