@@ -66,8 +66,9 @@ class Model:
             saved, pc = (int.from_bytes(memory.read(fp + n, 8), "little") for n in (0, 8))
         except MemoryFault:
             return Registers()
-        registers |= {RIP: pc, RSP: fp + 16, RBP: saved}
-        if not 0 <= saved - fp <= _FARTHEST:
+        sp = registers[RSP]
+        registers |= {RIP: pc, RSP: sp + 16, RBP: saved}  # from sp on, not from the frame pointer
+        if not 0 <= saved - sp <= _FARTHEST:
             del registers[RBP]
         return registers
 

@@ -124,7 +124,8 @@ def our_stacks(
             called = [n > 0 if how is None else how[n][1] for n in range(len(pcs))]
             frames = _in_files(space, pcs, called)
             modelled = []
-            if n < len(against) and _named(frames) != against[n].frames and sample[11] is not None:
+            differs = n < len(against) and not _same(frames, against[n].frames)
+            if differs and sample[11] is not None:
                 snapshot = source.snapshot(sample)
                 for lost in _subsets(frames):
                     walk = model.pcs(snapshot, lost)
@@ -191,27 +192,29 @@ class Difference(enum.Enum):
 
 def difference(mine: Ours, its: Theirs) -> Difference:
     """The class of difference between two walks of one sample; `mine` is `against` perf's."""
-    frames = its.frames[:-1] if its.frames[-1:] == (BOGUS,) else its.frames
-    ours = _named(mine.frames)
-    if ours == its.frames:
+    ours, frames = mine.frames, its.frames
+    if _same(ours, frames):
         return Difference.NONE
-    cut = ours[:-1] if mine.last_word else ours
-    if frames == cut and (mine.last_word or mine.end == End.MEMORY_FAULT):
-        return Difference.LAST_WORD if mine.last_word else Difference.BOGUS
-    if len(its.frames) == MOST and ours[:MOST] == its.frames:
+    if frames[-1:] == (BOGUS,):
+        frames = frames[:-1]
+    if _same(ours[:-1] if mine.last_word else ours, frames):
+        if mine.last_word or mine.end == End.MEMORY_FAULT:
+            return Difference.LAST_WORD if mine.last_word else Difference.BOGUS
+    if len(its.frames) == MOST and _same(ours[:MOST], its.frames):
         return Difference.TOO_DEEP
-    if mine.frames[0][0] == "" and len(frames) == 1:
+    if ours[0][0] == "" and len(frames) == 1:
         return Difference.RUN_TIME
     for lost, walk in mine.modelled:
-        named = _named(walk)
-        if frames == named or (mine.last_word and frames == named[:-1]):
+        if _same(walk, frames) or (mine.last_word and _same(walk[:-1], frames)):
             return Difference.LOST_CFI if lost else Difference.NO_CFI
     return Difference.OTHER
 
 
-def _named(frames: Frames) -> Frames:
-    """The frames as perf names what lies nowhere."""
-    return tuple((name or "[unknown]", offset) for name, offset in frames)
+def _same(ours: Frames, theirs: Frames) -> bool:
+    """Whether frames are the same; perf has several names for what lies in no file."""
+    return [place for _, place in ours] == [place for _, place in theirs] and all(
+        name in ("", its) for (name, _), (its, _) in zip(ours, theirs, strict=True)
+    )
 
 
 _HEAD = re.compile(r"^(.*?)\s+(\d+)/(\d+)\s+(\d+)\.(\d+):\s+(\S+):\s*$")
