@@ -173,3 +173,13 @@ def test_a_thread_that_waits_in_vfork_is_not_waited_for(tmp_path: Path) -> None:
     found["threads"].remove(waiting)
     assert crash.stacks.pop(waiting["tid"]).frames[0].names == ("vfork",)
     assert_truth(found, crash)
+
+
+def test_a_file_that_does_not_fit_is_said_once_for_each_look(program: Path, tmp_path: Path) -> None:
+    case = Case("live", ("live.c",), ("depths", "1"))
+    with running(case, tmp_path, executable=program) as crash:
+        options = ("--json", "-e", "/bin/true", "--every", "0.01", "--count", "2")
+        printed, _ = command(pid_of(crash), *options)
+    for line in printed.splitlines():
+        [said] = json.loads(line)["source"]["warnings"]
+        assert said.startswith("/bin/true: its build-id is ")

@@ -66,7 +66,6 @@ class ProcessSource(Source):
         self._spaces: dict[bytes, AddressSpace] = {}
         found = [snapshot for seen in looks for snapshot in self._snapshots(seen, files)]
         self.threads = tuple(sorted(found, key=lambda s: (s.tid != proc.pid, s.tid)))
-        self.warnings += files.warnings
         self.warnings += shortcomings(looks, plan)
 
     def snapshots(self) -> Iterator[Snapshot]:
@@ -90,6 +89,7 @@ class ProcessSource(Source):
             modules = _modules(memory, mappings, read_auxv(seen.auxv, self.arch), own)
             regions = [Region(m.start, m.end, m.executable, m.name) for m in mappings]
             space = self._spaces[seen.maps] = AddressSpace(self.arch, modules, regions)
+            self.warnings += own.warnings
             if own.executable and not own.main_wanted:
                 unused = "where the main program lies is unknown; it was not used"
                 self.warnings.append(f"{own.executable}: {unused}")

@@ -26,7 +26,7 @@ _CHUNK = 1 << 22
 
 
 class ProcessFiles(Files):
-    """`files` for one process with these mappings; Images and warnings are those of `files`.
+    """`files` for one process with these mappings; Images are those of `files`.
 
     With a sysroot of the user's nothing is looked for in the process' root.
     """
@@ -39,7 +39,6 @@ class ProcessFiles(Files):
             debug_dirs=files.debug_dirs,
             progress=files.progress,
         )
-        self.warnings = files.warnings
         self._images = files._images
         self._directory = proc.directory
         if not self.sysroot and not _shares_our_root(proc):

@@ -13,8 +13,6 @@ if TYPE_CHECKING:
     from unwind.live.seen import Seen
     from unwind.live.stacks import StackPlan
 
-_MOST_NAMED = 20  # threads in one sentence
-
 
 def shortcomings(looks: Sequence[Seen], plan: StackPlan) -> Iterator[str]:
     """What is missing of the threads and their stacks."""
@@ -53,7 +51,13 @@ def _late(seen: Seen) -> Iterator[str]:
 
 
 def _threads(tids: Iterable[int]) -> str:
-    """`thread 1` or `threads 1, 2, ...`."""
-    known = list(tids)
-    more = ", ..." if len(known) > _MOST_NAMED else ""
-    return f"thread{'s' * (len(known) > 1)} {', '.join(map(str, known[:_MOST_NAMED]))}{more}"
+    """`thread 1` or `threads 1, 4-9`: all of them."""
+    known = sorted(tids)
+    spans: list[list[int]] = []
+    for tid in known:
+        if spans and tid == spans[-1][1] + 1:
+            spans[-1][1] = tid
+        else:
+            spans.append([tid, tid])
+    words = [f"{low}" if low == high else f"{low}-{high}" for low, high in spans]
+    return f"thread{'s' * (len(known) > 1)} {', '.join(words)}"

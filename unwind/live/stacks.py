@@ -5,6 +5,7 @@ from __future__ import annotations
 from bisect import bisect_right
 from struct import Struct
 
+from unwind.errors import UnsupportedArchitecture
 from unwind.live.proc import mapped
 from unwind.registers import Recorded, Registers
 
@@ -29,10 +30,15 @@ _THREAD_POINTER = "fs.base"  # glibc and musl have it point into the thread's st
 
 
 class StackPlan:
-    """What is copied of a process while it stands still."""
+    """What is copied of a process while it stands still.
+
+    Raises UnsupportedArchitecture for one whose layout of registers nobody knows.
+    """
 
     def __init__(self, arch: Architecture):
         self.arch = arch
+        if "linux.prstatus" not in arch.layouts:
+            raise UnsupportedArchitecture(f"{arch.name}, of which no layout of registers is known")
         self.layout = arch.layouts["linux.prstatus"]
         order = "<" if arch.byteorder == "little" else ">"
         self._read = Struct(order + {4: "I", 8: "Q"}[self.layout.width]).unpack_from
