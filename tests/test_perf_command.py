@@ -14,7 +14,11 @@ import pytest
 
 from tests.recordings import build, our_stacks, record
 from tests.support import ROOT, cannot, python, run, validate
+from unwind.arch.x86_64 import RSP
 from unwind.cli.perf import nanoseconds
+from unwind.files import Files
+from unwind.transports.perf_data import TRANSPORT
+from unwind.unwinder import Unwinder
 
 
 @pytest.fixture(scope="module")
@@ -83,6 +87,27 @@ def test_json_lines_name_their_modules_before_they_are_used(place: Path) -> None
     assert [len(sample["frames"]) for sample in samples] == [len(s.frames) for s in ours]
     assert {sample["pid"] for sample in samples} == {module["pid"] for module in modules}
     assert all({"cpu", "period", "time", "event", "tid"} <= set(sample) for sample in samples)
+
+
+def test_json_lines_have_the_frames_of_the_exact_walk(place: Path, mixed: Path) -> None:
+    for recording in (place / "perf.data", mixed):
+        lines = [json.loads(line) for line in perf(recording, "--json").splitlines()]
+        found = [line["frames"] for line in lines if "frames" in line]
+        with Files() as files, TRANSPORT.open(str(recording), files) as source:
+            unwinder = Unwinder(source.arch)
+            stacks = {
+                n: unwinder.unwind(source.snapshot(sample))
+                for n, sample in enumerate(source.samples())
+                if not n % 5
+            }
+        assert len(found) - 5 <= max(stacks) < len(found)
+        for n, stack in stacks.items():
+            frames = found[n]
+            expected = [(f.pc, f.cfa, f.registers.get(RSP), f.trust) for f in stack.frames]
+            keys = "pc", "cfa", "sp"
+            numbers = [tuple(int(f[k], 16) if k in f else None for k in keys) for f in frames]
+            given = zip(numbers, [f["trust"] for f in frames], strict=True)
+            assert [(*three, trust) for three, trust in given] == expected
 
 
 def test_filters_choose_samples(place: Path) -> None:

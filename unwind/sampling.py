@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from unwind.dwarf.outlines import UNDEFINED
 from unwind.fast import FastUnwinder
 from unwind.frames import End, Trust
 from unwind.perf.constants import CONTEXT
@@ -13,15 +14,18 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from typing import TypeAlias
 
+    from unwind.dwarf.outlines import Outline
     from unwind.frames import Stack
     from unwind.perf.samples import Sample
     from unwind.profile import How
     from unwind.snapshot import Snapshot
+    from unwind.space import AddressSpace
     from unwind.unwinder import Unwinder
 
     # The user's pcs, innermost first; the End; how the frames were found, None: by CFI, all of
     # them but the innermost; the Stack, where the exact walk was taken.
     Walked: TypeAlias = tuple[list[int], str, How | None, Stack | None]
+    Extent: TypeAlias = tuple[int | None, int | None]  # CFA, stack pointer
 
 _NOTHING: Walked = [], End.OUTERMOST, None, None
 
@@ -75,6 +79,56 @@ class Sampler:
         frames = whole.frames
         how = tuple([(frame.trust, frame.called and not frame.signal) for frame in frames])
         return [frame.pc for frame in frames], whole.end, how, whole
+
+    def extents(self, sample: Sample, walked: Walked) -> list[Extent]:
+        """The CFA and the stack pointer of each frame that was found; None where one is not known.
+
+        The fast walk keeps none of them. Here the CFA's rules alone are followed once more.
+        """
+        pcs, _, how, stack = walked
+        found: list[Extent] | None = []
+        if stack is None and sample[11] is not None:
+            # Guesses, and rows that are no plain ones, take the exact walk.
+            found = self._extents(sample, pcs) if how is None else None
+            if found is None:
+                stack = self.unwinder.unwind(self.snapshot(sample))
+        if stack is not None:
+            sp, frames = self.unwinder.arch.sp, stack.frames[: len(pcs)]
+            found = [(frame.cfa, frame.registers.get(sp)) for frame in frames]
+        found = found or []
+        return found + [(None, None)] * (len(pcs) - len(found))
+
+    def _extents(self, sample: Sample, pcs: list[int]) -> list[Extent] | None:
+        """Those of a stack that was walked by CFI; None where a row is no plain one."""
+        space, sp, fp, words = sample[6], sample[8], sample[9], sample[11]
+        if words is None:
+            return None
+        arch, word = self.unwinder.arch, self.unwinder.arch.word
+        start = sp = arch.data_address(sp)
+        found: list[Extent] = []
+        for n, pc in enumerate(pcs):
+            known = self._outline(space, pc, n > 0)
+            if known is None or known[0] not in (arch.sp, arch.fp):
+                return None
+            cfa = arch.data_address((sp if known[0] == arch.sp else fp) + known[1])
+            is_last = n == len(pcs) - 1
+            if is_last and known[2] != UNDEFINED and cfa - start > len(words) * word:
+                found.append((None, sp))  # the copy of the stack ends within the frame
+                break
+            found.append((cfa, sp))
+            at = cfa + known[3] - start  # what is not saved lies nowhere
+            if 0 <= at < len(words) * word:
+                fp = words[at // word]
+            sp = cfa
+        return found
+
+    def _outline(self, space: AddressSpace, pc: int, called: bool) -> Outline | None:
+        """The row's outline at a place, None where only the row itself can tell."""
+        lookup_pc = self.unwinder.arch.call_before(pc) if called else pc
+        module = space.find(lookup_pc)
+        if module is None or module.image is None:
+            return None
+        return self.unwinder.lookup.outline(module.image, module.to_vaddr(lookup_pc), called)
 
     def detail(self, sample: Sample, walked: Walked) -> str:
         """One sentence on why a stack ends before its outermost frame."""

@@ -166,7 +166,8 @@ class Report:
             if walked[1] != End.OUTERMOST:
                 self.is_complete = False
             detail = self.sampler.detail(sample, walked)
-            return writer.sample(sample, split_callchain(sample[5])[0], walked, detail)
+            extents = self.sampler.extents(sample, walked)
+            return writer.sample(sample, split_callchain(sample[5])[0], walked, extents, detail)
 
         self.source.processes.gone = gone
         return writer.head(), writer.meet, text

@@ -16,7 +16,7 @@ __all__ = ["SampleLines"]
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
-    from typing import Any
+    from typing import Any, TypeAlias
 
     from unwind.frames import Stack
     from unwind.modules import Module
@@ -25,6 +25,8 @@ if TYPE_CHECKING:
     from unwind.snapshot import Source
     from unwind.space import AddressSpace
     from unwind.symbols.names import Name
+
+    _Text: TypeAlias = tuple[str, str]
 
 _MOST_FRAMES = 1 << 18  # whose text is kept
 _NO_REGISTERS = Registers()
@@ -45,7 +47,7 @@ class SampleLines:
         self._source = source
         self._index: dict[int, int] = {}  # by the ids of modules that their spaces keep
         self._count = 0  # of modules so far
-        self._frames: dict[AddressSpace, dict[tuple[object, ...], str]] = {}
+        self._frames: dict[AddressSpace, dict[tuple[object, ...], _Text]] = {}
         self._kept = 0  # frames whose text is kept
         self._met: tuple[Module, ...] = ()  # the modules of the last sample's space
 
@@ -82,9 +84,10 @@ class SampleLines:
         sample: Sample,
         kernel: Sequence[int],
         walked: tuple[Sequence[int], str, How | None, Stack | None],
+        extents: Sequence[tuple[int | None, int | None]],
         detail: str,
     ) -> str:
-        """The line of a sample, which `meet` has met."""
+        """The line of a sample, which `meet` has met; `extents`: CFA and sp of user frames."""
         task, time, event, cpu, period, _, space = sample[:7]
         pcs, end, how, stack = walked
         frames = [self._kernel_frame(pc, n > 0) for n, pc in enumerate(kernel)]
@@ -96,7 +99,10 @@ class SampleLines:
             text = known.get(key)
             if text is None:
                 text = known[key] = self._frame(space, *key)
-            frames.append(text)
+            cfa, sp = extents[n]
+            more = f'"cfa":"{cfa:#x}",' if cfa is not None else ""
+            more += f'"sp":"{sp:#x}",' if sp is not None else ""
+            frames.append(text[0] + more + text[1])
         head: dict[str, Any] = {"tid": task.tid, "crashed": False, "pid": task.pid}
         if task.comm is not None:
             head["name"] = plain_text(task.comm)
@@ -107,8 +113,8 @@ class SampleLines:
         reason = {"reason": end} | ({"detail": plain_text(detail)} if detail else {})
         return f'{dumps(head)[:-1]},"frames":[{",".join(frames)}],"end":{dumps(reason)}}}\n'
 
-    def _frame(self, space: AddressSpace, pc: int, trust: str, called: bool, signal: bool) -> str:
-        """The text of one frame; most frames are met many times."""
+    def _frame(self, space: AddressSpace, pc: int, trust: str, called: bool, signal: bool) -> _Text:
+        """The text of one frame before its CFA and behind it; most are met many times."""
         lookup_pc = self._arch.call_before(pc) if called else pc
         module = space.find(lookup_pc)
         frame = Frame(pc, lookup_pc, _NO_REGISTERS, module, trust, called, None, signal)
@@ -123,7 +129,8 @@ class SampleLines:
                 texts.clear()
             self._kept = 0
         self._kept += 1
-        return dumps(entry)
+        before, mark, behind = dumps(entry).partition('"inline":false,')
+        return before + mark, behind
 
     def _kernel_frame(self, pc: int, called: bool) -> str:
         site = self._kernel_site(pc, called)
