@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from dataclasses import replace
 from pathlib import Path
@@ -14,8 +15,9 @@ from tests.crashes import OMIT, Case, compile_c
 from tests.running import running
 from tests.support import need
 from tests.test_crashes import assert_truth
-from tests.test_live import DEPTHS, document, pid_of
+from tests.test_live import DEPTHS, command, document, pid_of
 from tests.truth import State, read_record
+from unwind.cli import core as unwind_core
 from unwind.live import ptrace, seen
 from unwind.live.proc import Proc
 
@@ -55,6 +57,17 @@ def test_blocked_threads_are_seen_and_running_ones_are_named(program: Path, tmp_
     assert_truth(found, crash)
     for thread in found["threads"]:
         assert set(thread["frames"][0]["registers"]) == {"rip", "rsp"}
+
+
+def test_what_was_seen_without_a_stop_is_replayed(program: Path, tmp_path: Path) -> None:
+    case = Case("live", ("live.c",), ("depths", "5"))
+    snapshot = tmp_path / "snapshot"
+    with running(case, tmp_path, executable=program) as crash:
+        found = document(pid_of(crash), "--no-stop", "--registers", "--record", str(snapshot))
+    alone = json.loads(command(str(snapshot), "--json", "--registers", main=unwind_core.main)[0])
+    assert alone["threads"] == found["threads"]
+    assert alone["modules"] == found["modules"]
+    assert len(found["threads"]) == 4
 
 
 def test_a_frame_that_needs_more_ends_the_walk(tmp_path: Path) -> None:

@@ -179,6 +179,39 @@ def _tracer(pid: int) -> int:
         return found.status().tracer
 
 
+def test_one_thread_that_is_traced_leaves_the_others() -> None:
+    start = "threading.Thread(target=time.sleep, args=(99,)).start()"
+    script = f"import threading, time\nfor _ in 1, 2: {start}"
+    with sleeping(sys.executable, "-c", script) as pid:
+        end = time.monotonic() + 10
+        while len(os.listdir(f"/proc/{pid}/task")) < 3 and time.monotonic() < end:
+            time.sleep(0.01)
+        leader, other, taken = sorted(int(tid) for tid in os.listdir(f"/proc/{pid}/task"))
+        child = os.fork()
+        if child == 0:
+            ptrace.seize(taken)
+            time.sleep(100)
+            os._exit(0)
+        try:
+            while not _tracer_of(pid, taken) and time.monotonic() < end:
+                time.sleep(0.005)
+            with TRANSPORT.open(str(pid), Files()) as source:
+                assert [snapshot.tid for snapshot in source.threads] == [leader, other]
+                assert source.warnings == [
+                    f"thread {taken} could not be stopped: traced by somebody else"
+                ]
+        finally:
+            os.kill(child, signal.SIGKILL)
+            os.waitpid(child, 0)
+        with TRANSPORT.open(str(pid), Files()) as source:
+            assert len(source.threads) == 3
+
+
+def _tracer_of(pid: int, tid: int) -> int:
+    with proc.Proc(pid) as found:
+        return found.status(tid).tracer
+
+
 def test_another_users_process_is_refused_and_one_capability_is_enough() -> None:
     with sleeping() as pid:
         ran = as_nobody(*COMMAND, str(pid))

@@ -23,7 +23,7 @@ def shortcomings(looks: Sequence[Seen], plan: StackPlan) -> Iterator[str]:
         elif seen.ran:
             yield f"{_threads(seen.ran)} ran: without a stop, nothing is known of what runs"
         if seen.refused:
-            yield f"{_threads(seen.refused)} could not be stopped: somebody else is tracing them"
+            yield f"{_threads(seen.refused)} could not be stopped: traced by somebody else"
         for lacking in (OUT_OF_TIME, TOO_MUCH, ENDED):
             short = [s for s in seen.stretches if s.lacking == lacking]
             size = sum(s.end - s.start - s.filled for s in short)
