@@ -16,9 +16,11 @@ from tests.recordings import shipped
 from unwind.arch.x86_64 import ARCH, RIP, RSP
 from unwind.cli.perf import main
 from unwind.elf import PT, Elf
+from unwind.errors import SourceError
 from unwind.files import Files
 from unwind.frames import End
 from unwind.perf.constants import CONTEXT, SAMPLE
+from unwind.perf.kallsyms import read_kallsyms, recorded_kallsyms
 from unwind.sampling import Sampler, split_callchain
 from unwind.testing.chains import Chain
 from unwind.testing.images import FIRST, image
@@ -231,3 +233,44 @@ def test_processes_that_have_ended_take_no_memory(tmp_path: Path, format: str, m
             tracemalloc.stop()
     assert (tmp_path / "out").stat().st_size > 20
     assert (peaks[2] - peaks[1]) / 250 < most
+
+
+def kernel_note(build_id: bytes) -> bytes:
+    other = (6).to_bytes(4, "little") + (2).to_bytes(4, "little") + bytes(4) + b"Linux\0\0\0xy\0\0"
+    sizes = (4).to_bytes(4, "little") + len(build_id).to_bytes(4, "little")
+    return other + sizes + (3).to_bytes(4, "little") + b"GNU\0" + build_id
+
+
+def test_symbols_of_a_kernel_are_what_perf_kept_or_the_running_ones(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "sys/kernel").mkdir(parents=True)
+    (tmp_path / "sys/kernel/notes").write_bytes(kernel_note(b"running"))
+    kept = tmp_path / ".debug/[kernel.kallsyms]" / b"kept".hex() / "kallsyms"
+    kept.parent.mkdir(parents=True)
+    kept.write_text("ffffffff81000000 T start\nffffffff81000040 t more\t[module]\n")
+    assert recorded_kallsyms(b"kept", str(tmp_path)) == str(kept)
+    assert read_kallsyms(str(kept)).find(0xFFFFFFFF81000050) == ("more", "module", 16)
+    assert recorded_kallsyms(b"running", str(tmp_path)) == str(tmp_path / "proc/kallsyms")
+    for build_id in (b"another", None):
+        with pytest.raises(SourceError, match="kernel"):
+            recorded_kallsyms(build_id, str(tmp_path))
+
+
+def test_what_the_kernel_made_at_run_time_is_named(tmp_path: Path) -> None:
+    built = Recording(ARCH, SAMPLE.callchain, 64, registers=(RSP, RIP))
+    built.comm(7, 7, 1, "a")
+    built.kernel_symbol(2, 0xFFFF_FFFF_C000_0000, 0x80, "bpf_prog_1234_count")
+    chain = (CONTEXT.kernel, 0xFFFF_FFFF_C000_0010, 0xFFFF_FFFF_C000_0080, 0xFFFF_FFFF_C000_0081)
+    registers = {RSP: 0x7FFE_0000, RIP: 0x1000}
+    built.sample(Sampled(7, 7, 3, registers, bytes(64), callchain=chain))
+    (tmp_path / "data").write_bytes(built.build())
+    output = tmp_path / "out"
+    options = ["--script", "-F", "sym,symoff,dso", "-o", str(output)]
+    assert main([str(tmp_path / "data"), *options]) == 0
+    assert output.read_text().splitlines()[:3] == [
+        "\tbpf_prog_1234_count+0x10 ([kernel.kallsyms])",
+        "\tbpf_prog_1234_count+0x80 ([kernel.kallsyms])",  # a call was its last instruction
+        "\t[unknown] ([kernel.kallsyms])",
+    ]

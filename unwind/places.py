@@ -9,6 +9,8 @@ __all__ = ["KERNEL", "Places"]
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from unwind.perf.jit import JitMaps
     from unwind.perf.kallsyms import Kallsyms
     from unwind.perf.processes import ProcessSpace
@@ -21,11 +23,19 @@ KERNEL = "[kernel.kallsyms]"  # what perf calls the kernel proper
 class Places:
     """Names the places of samples: `names` those in files, `jit` those in maps of run-time code.
 
-    Without `kallsyms` the kernel's places have no names.
+    Without `kallsyms` the kernel's places have no names, but for those that it made at run time:
+    `made` has the end and the name of each by its start.
     """
 
-    def __init__(self, names: Names, jit: JitMaps, kallsyms: Kallsyms | None = None):
+    def __init__(
+        self,
+        names: Names,
+        jit: JitMaps,
+        kallsyms: Kallsyms | None = None,
+        made: Mapping[int, tuple[int, str]] | None = None,
+    ):
         self.names, self.jit, self.kallsyms = names, jit, kallsyms
+        self._made = made if made is not None else {}
         self._sites = Sites(names.name)
         self._binaries: dict[str, Binary] = {}
 
@@ -53,6 +63,9 @@ class Places:
 
     def kernel_site(self, pc: int, called: bool) -> Site:
         """The place of `pc` in the kernel."""
+        for start, (end, made) in self._made.items():
+            if start <= pc - called < end:
+                return Site(self._binary(KERNEL), pc, made, pc - start, kernel=True)
         found = self.kallsyms.find(pc - called) if self.kallsyms is not None else None
         if found is None:
             return Site(self._binary(KERNEL), pc, kernel=True)

@@ -37,7 +37,10 @@ def _declare(parser: Parser) -> None:
     group = parser.add_argument_group("what to read")
     group.add_argument("file", metavar="FILE", help="perf.data, or - for a stream of perf record")
     group.add_argument(
-        "--kallsyms", metavar="FILE", help="names of the kernel's functions, as /proc/kallsyms has"
+        "--kallsyms",
+        metavar="FILE",
+        help="names of the kernel's functions, as /proc/kallsyms has; `recorded`: those of the "
+        "recorded kernel, if perf kept them in ~/.debug or it is running",
     )
     group.add_argument(
         "--perf-map",

@@ -10,7 +10,7 @@ from unwind.cli.stacks import sources_of
 from unwind.errors import SourceError
 from unwind.frames import End
 from unwind.perf.jit import JitMaps
-from unwind.places import Places
+from unwind.places import KERNEL, Places
 from unwind.sampling import Sampler, split_callchain
 from unwind.symbols.names import Names
 from unwind.symbols.table import TableSymbolizer
@@ -49,10 +49,14 @@ class Report:
         self.names = Names(TableSymbolizer())
         kallsyms = None
         if options.kallsyms is not None:
-            from unwind.perf.kallsyms import read_kallsyms
+            from unwind.perf.kallsyms import read_kallsyms, recorded_kallsyms
 
-            kallsyms = read_kallsyms(options.kallsyms)
-        self.places = Places(self.names, JitMaps(options.perf_map), kallsyms)
+            path = options.kallsyms
+            if path == "recorded":
+                path = recorded_kallsyms(source.header.build_ids.get(KERNEL))
+            kallsyms = read_kallsyms(path)
+        made = source.processes.kernel_symbols
+        self.places = Places(self.names, JitMaps(options.perf_map), kallsyms, made)
         self.is_complete = True
 
     def print(self) -> int:

@@ -24,7 +24,6 @@ _SKIPPED = frozenset(
         RECORD.switch,
         RECORD.switch_cpu_wide,
         RECORD.namespaces,
-        RECORD.ksymbol,
         RECORD.bpf_event,
         RECORD.cgroup,
         RECORD.text_poke,
@@ -49,6 +48,7 @@ class Changes:
         self._two = Struct(order + "II")
         self._four = Struct(order + "IIII")
         self._u64 = Struct(order + "Q")
+        self._symbol = Struct(order + "QIHH")
 
     def take(self, kind: int, misc: int, record: memoryview) -> None:
         """Apply one record, its header included."""
@@ -76,6 +76,10 @@ class Changes:
                 self.lost += self._read(self._u64, body[8:])[0]
             case RECORD.lost_samples:
                 self.lost_samples += self._read(self._u64, body)[0]
+            case RECORD.ksymbol:
+                # Samples that are named later met what is taken away: it stays known.
+                start, size, _, _ = self._read(self._symbol, body)
+                self.processes.kernel_symbol(start, size, _text(body[self._symbol.size :]))
             case RECORD.throttle:
                 self.throttled += 1
             case _ if kind not in _SKIPPED:

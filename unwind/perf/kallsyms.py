@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import os
 from bisect import bisect_right
+from struct import Struct, error
 
 from unwind.errors import SourceError
 
-__all__ = ["Kallsyms", "read_kallsyms"]
+__all__ = ["Kallsyms", "read_kallsyms", "recorded_kallsyms"]
 
 _CODE = b"tTwWvV"
 _MOST_BYTES = 1 << 28
+_NT_GNU_BUILD_ID = 3
 
 
 class Kallsyms:
@@ -56,3 +58,37 @@ def read_kallsyms(path: str) -> Kallsyms:
     if not symbols:
         raise SourceError("no kernel symbols with addresses", path)
     return Kallsyms(symbols)
+
+
+def recorded_kallsyms(build_id: bytes | None, running: str = "/") -> str:
+    """The path of the symbols of a kernel: what perf kept of it, or the running kernel's own.
+
+    perf keeps them in ~/.debug as it records. `running` is where /proc and /sys lie. SourceError
+    where neither is of the kernel with that build-id, or the recording does not tell it.
+    """
+    wanted = "--kallsyms recorded"
+    if build_id is None:
+        raise SourceError("the recording does not tell the kernel's build-id", wanted)
+    name = f"~/.debug/[kernel.kallsyms]/{build_id.hex()}/kallsyms"
+    kept = os.path.expanduser(name)
+    if os.path.isfile(kept):
+        return kept
+    if _own_build_id(os.path.join(running, "sys/kernel/notes")) == build_id:
+        return os.path.join(running, "proc/kallsyms")
+    raise SourceError(f"no {name}, and another kernel is running", wanted, "--kallsyms FILE")
+
+
+def _own_build_id(path: str) -> bytes | None:
+    """The build-id in the notes of the running kernel."""
+    head = Struct("=III")
+    try:
+        with open(path, "rb") as file:
+            data, at = file.read(65536), 0
+        while True:
+            name_size, size, kind = head.unpack_from(data, at)
+            begin = at + head.size + (name_size + 3 & -4)
+            if kind == _NT_GNU_BUILD_ID and data[at + head.size :][:4] == b"GNU\0":
+                return data[begin : begin + size]
+            at = begin + (size + 3 & -4)
+    except (OSError, error):  # the notes have come to their end
+        return None

@@ -155,6 +155,7 @@ class Processes:
         self.arch = arch
         self.tasks: dict[int, Task] = {}
         self.kernel: list[Mapped] = []
+        self.kernel_symbols: dict[int, tuple[int, str]] = {}  # by their starts: the end, the name
         self.count = 0
         self.gone: Callable[[ProcessSpace], None] = lambda _: None
         self._files = files
@@ -226,6 +227,11 @@ class Processes:
             self.kernel.append(new)
         else:
             self.process(pid).map(new if executable else None, new.start, new.end)
+
+    def kernel_symbol(self, start: int, size: int, name: str) -> None:
+        """The kernel has made code at run time, as it does of BPF programs."""
+        if len(self.kernel_symbols) < _MOST_MAPPINGS:
+            self.kernel_symbols[start] = start + size, name
 
     def modules_of(self, mapped: list[Mapped]) -> list[Module]:
         """The modules among what a process has mapped: files, and the vdso."""

@@ -101,6 +101,11 @@ class Recording:
         body = self._pack("IIIIQ", pid, parent, tid, parent, time)
         self._record(RECORD.exit, 0, body + self._trailer(pid, tid, time))
 
+    def kernel_symbol(self, time: int, start: int, size: int, name: str) -> None:
+        """The kernel has made code of a BPF program."""
+        body = self._pack("QIHH", start, size, 1, 0) + _padded(name)
+        self._record(RECORD.ksymbol, 0, body + self._trailer(0, 0, time))
+
     def round(self) -> None:
         """What comes later is not earlier than what came before the last round."""
         self._record(RECORD.finished_round, 0, b"")
