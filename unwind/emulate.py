@@ -116,13 +116,14 @@ def emulate(
     entries: Mapping[int, State] | None = None,
     callable: bool = True,
     never: Callable[[set[int]], set[int]] | None = None,
+    told: bool = True,
 ) -> Table:
     """The table of a function whose instructions these are, in ascending order.
 
     `entries` are the states at places where control comes in from other code; `callable`: it
     also comes in at the first instruction, by a call. `never` is asked which of the functions
     called do not return, where some code is reached by nothing, what comes before it being no clue,
-    or with a stack that no function leaves so.
+    or with a stack that no function leaves so (if not, `told` says, as its start is a guess).
     State is carried along branches, so that code behind an epilogue in the middle of a function
     has the right row again. Code that nothing leads to (the targets of jump tables, landing pads)
     gets the state that fits best.
@@ -133,7 +134,7 @@ def emulate(
     )
     run = _Run(model, instructions, _ending(model, instructions, never) if early else ())
     run.enter(entries or {}, callable)
-    if never is not None and not early and (run.odd or run.has_orphans()):
+    if never is not None and not early and ((told and run.odd) or run.has_orphans()):
         ending = _ending(model, instructions, never)
         if ending:
             run = _Run(model, instructions, ending)

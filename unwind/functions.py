@@ -12,8 +12,8 @@ from unwind.starts import code_of
 __all__ = ["Functions"]
 
 # What does not return is called at the ends of functions. Those so near tell, in bytes: of a whole
-# library all would be asked before its first frame.
-_NEAR = 1 << 16
+# library all would be asked before its first frame. Ends that are guesses tell less.
+_NEAR, _FURTHER = 1 << 16, 1 << 18
 
 # What jumps into a part is searched in so many bytes of code at a time; how far from the part jumps
 # are looked at that tell where to begin, first these and then more.
@@ -90,10 +90,11 @@ class Functions:
             return None
         start = bounds[0]
         if start not in self._entered:
-            code, never = self._instructions(*bounds), None
+            code, never, told = self._instructions(*bounds), None, self._starts.is_told(start)
             if self.model.last_calls is not None:
-                never = partial(self._never_return, bounds)
-            self._entered[start] = emulate(self.model, code, never=never) if code else None
+                never = partial(self._never_return, bounds, _NEAR if told else _FURTHER)
+            found = emulate(self.model, code, never=never, told=told) if code else None
+            self._entered[start] = found
         return self._entered[start]
 
     def _instructions(self, start: int, end: int) -> Sequence[Instruction]:
@@ -212,13 +213,13 @@ class Functions:
         """Where a part jumps into the middle of functions: as a rule of the one whose it is."""
         return (target for target, _ in part.leaves if self._inside(target, part))
 
-    def _never_return(self, bounds: tuple[int, int], called: set[int]) -> set[int]:
+    def _never_return(self, bounds: tuple[int, int], reach: int, called: set[int]) -> set[int]:
         """What functions in the neighbourhood end with a call of, of some: it does not return."""
         assert self.model.last_calls is not None
         start, end = bounds
         for vaddr, code in code_of(self.image):
             if vaddr <= start < vaddr + len(code):
-                low, high = max(vaddr, start - _NEAR), min(vaddr + len(code), end + _NEAR)
+                low, high = max(vaddr, start - reach), min(vaddr + len(code), end + reach)
                 ends = self._starts.near(start, low, high + 1)
                 return called & self.model.last_calls(code[low - vaddr : high - vaddr], low, ends)
         return set()
