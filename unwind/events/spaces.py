@@ -9,12 +9,14 @@ from __future__ import annotations
 
 import os
 import sys
+from struct import Struct
 
 from unwind.elf import Elf
 from unwind.errors import FormatError
 from unwind.events.perf_event import EventRing, open_task_events, processors
 from unwind.live.proc import Proc, mapped
 from unwind.perf.changes import Changes
+from unwind.perf.constants import RECORD
 from unwind.perf.files import CodeFiles
 from unwind.perf.processes import Mapped, Processes
 
@@ -27,6 +29,11 @@ if TYPE_CHECKING:
     from unwind.live.proc import Mapped as Code
     from unwind.perf.processes import ProcessSpace
 
+_LIVES = (RECORD.fork, RECORD.exit)
+_TID = Struct("=16xI")  # in the record of one of these, its header included
+# Nanoseconds for which an ended thread keeps its mappings: the kernel tells of an end before it
+# comes to some places that are of interest, as the tracepoint sched_process_exit of Linux 6.1.192.
+_LINGER = 1_000_000_000
 _ROOM = 1 << 19  # bytes of records for each processor
 _HEAD = 1 << 16  # bytes of a file, where its build-id lies
 _MOST_UNKNOWN = 1 << 16  # processes that were looked at and had gone
@@ -43,6 +50,7 @@ class Spaces:
         self._rings: list[EventRing] = []
         self._waiting: list[tuple[int, int, int, bytes]] = []
         self._unknown: set[int] = set()
+        self._ended: dict[int, tuple[int, int, int, bytes]] = {}
         try:
             for cpu in processors():
                 self._rings.append(EventRing(open_task_events(cpu), _ROOM))
@@ -64,12 +72,21 @@ class Spaces:
 
     def until(self, time: int) -> None:
         """Bring everything to what it was at `time`: nanoseconds of CLOCK_MONOTONIC."""
-        waiting, done = self._waiting, 0
+        waiting, done, ended = self._waiting, 0, self._ended
         while done < len(waiting) and waiting[done][0] <= time:
-            _, kind, misc, record = waiting[done]
-            self.changes.take(kind, misc, memoryview(record))
+            when, kind, misc, record = waiting[done]
+            tid = _TID.unpack_from(record)[0] if kind in _LIVES else 0
+            if tid in ended:  # its number is taken again
+                self._take(*ended.pop(tid)[1:])
+            if kind == RECORD.exit:
+                ended[tid] = when, kind, misc, record
+            else:
+                self._take(kind, misc, record)
             done += 1
         del waiting[:done]
+        while ended and (oldest := next(iter(ended.values())))[0] + _LINGER < time:
+            del ended[_TID.unpack_from(oldest[3])[0]]
+            self._take(*oldest[1:])
 
     def of(self, pid: int, tid: int) -> ProcessSpace:
         """The address space of a process."""
@@ -81,6 +98,9 @@ class Spaces:
             self._look_at(pid)
         return process.space or process.current()
 
+    def _take(self, kind: int, misc: int, record: bytes) -> None:
+        self.changes.take(kind, misc, memoryview(record))
+
     def _look_around(self) -> None:
         for name in os.listdir("/proc"):
             if name.isdigit():
@@ -88,9 +108,11 @@ class Spaces:
 
     def _look_at(self, pid: int) -> None:
         """What code a process has mapped, and which threads it has, if it is still there."""
+        found: list[Code] = []
+        ids: list[tuple[str, bytes | None]] = []
         try:
             with Proc(pid) as proc:
-                threads = proc.threads()
+                threads = proc.threads()  # none, once all have ended
             for tid in threads:
                 self.processes.task(pid, tid)
             for tid in threads:  # a leader that has ended shows nothing
