@@ -103,6 +103,23 @@ def _settled(process: subprocess.Popen[bytes], record: Path) -> int:
     raise AssertionError(f"{process.args} does not come to its end")
 
 
+def resettle(crash: Crash) -> None:
+    """Until all who sleep do so again, after a stop: their system calls have to begin anew."""
+    end = time.monotonic() + PATIENCE
+    waiting = {
+        thread.tid: thread.pc
+        for thread in read_record(crash.directory / "truth")
+        if thread.state in (State.PARKED, State.CRASHED) and thread.pc
+    }
+    while waiting and time.monotonic() < end:
+        for tid, pc in list(waiting.items()):
+            words = (crash.core / f"task/{tid}/syscall").read_text().split()
+            if words[0] != "running" and int(words[-1], 16) == pc:
+                del waiting[tid]
+        time.sleep(0.005)
+    assert not waiting
+
+
 def state_of(tid: int) -> str:
     """The state letter of a thread, "" where it is no longer."""
     try:

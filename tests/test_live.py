@@ -16,7 +16,7 @@ import pytest
 
 from tests import replay
 from tests.crashes import OMIT, Case, Crash, compile_c, named
-from tests.running import CASES, UNSTOPPABLE, running
+from tests.running import CASES, UNSTOPPABLE, resettle, running
 from tests.support import need, validate
 from tests.test_crashes import assert_truth
 from tests.truth import Ends
@@ -154,7 +154,7 @@ def test_after_a_stop_that_was_too_short_nobody_is_held(program: Path, tmp_path:
             with redirect_stdout(io.StringIO()), redirect_stderr(errors):
                 unwind_live.main([pid_of(crash), "--max-stop", "0.0001"])
             assert "--max-stop" in errors.getvalue()
-            time.sleep(0.1)  # until all are asleep again, in system calls that begin anew
+            resettle(crash)
             assert_truth(document(pid_of(crash)), crash)
 
 

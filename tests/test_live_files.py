@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from tests.crashes import OMIT, Case, compile_c, named
-from tests.running import build, running, state_of
+from tests.running import build, resettle, running, state_of
 from tests.support import need, need_root
 from tests.test_crashes import assert_truth
 from tests.test_live import command, document, pid_of
@@ -50,6 +50,7 @@ def test_a_program_that_was_deleted_is_read_all_the_same(program: Path, tmp_path
         copy.unlink()
         found = document(pid_of(crash))
         shutil.copy("/bin/true", copy)  # another file is there now
+        resettle(crash)
         again = document(pid_of(crash))
     assert_truth(found, crash)
     assert_truth(again, crash)
