@@ -44,10 +44,10 @@ class Model:
             elif isinstance(result, Stop) and result.end in (End.OUTERMOST, End.MEMORY_FAULT):
                 break
             else:
-                registers = self._guessed(place)
-                if not registers.get(RIP):
+                registers = self._guessed(place) if place.module is not None else {}
+                if not registers.get(RIP):  # what lies in no file is the last frame
                     break
-                place = self._caller(snapshot, place, registers)
+                place = self._caller(snapshot, place, Registers(registers))
             found.append(place.pc)
         return found
 

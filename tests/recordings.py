@@ -52,6 +52,8 @@ class Ours:
     trusts: tuple[str, ...] | None = None
     last_word: bool = False
     """Whether the return address that led to the last frame is the last word perf copied."""
+    called: tuple[bool, ...] = ()
+    """Of each frame whether it made a call, so that its place is that of the call."""
     modelled: tuple[tuple[tuple[str, ...], Frames], ...] = ()
     """The frames that perf would find without the CFI of these files (tests/perf_model.py)."""
 
@@ -142,6 +144,7 @@ def our_stacks(
                     end,
                     None if how is None else tuple(trust for trust, _ in how),
                     bool(pcs and sample[11] and sample[11][-1] == pcs[-1]),
+                    tuple(called),
                     tuple(modelled),
                 )
             )
@@ -185,6 +188,7 @@ class Difference(enum.Enum):
     BOGUS = "perf ends a stack that was cut short with a frame at 2**64 - 1"
     NO_CFI = "code without CFI: perf takes rbp for a frame pointer"
     LOST_CFI = "after fork and exec perf finds no CFI of libraries: rbp taken for a frame pointer"
+    TRAMPOLINE = "perf prints the byte before what returns from a signal's handler"
     RUN_TIME = "code made at run time: perf does not walk on"
     TOO_DEEP = "perf prints 127 frames and no more"
     OTHER = "something else"
@@ -195,6 +199,11 @@ def difference(mine: Ours, its: Theirs) -> Difference:
     ours, frames = mine.frames, its.frames
     if _same(ours, frames):
         return Difference.NONE
+    # A trampoline made no call, and neither did the frame behind it, which was interrupted.
+    trampolines = [not any(pair) for pair in zip(mine.called[1:], mine.called[2:], strict=False)]
+    shifts = [False, *trampolines, False]
+    if frames == tuple([(f, at - n) for (f, at), n in zip(ours, shifts, strict=False)]):
+        return Difference.TRAMPOLINE
     if frames[-1:] == (BOGUS,):
         frames = frames[:-1]
     if _same(ours[:-1] if mine.last_word else ours, frames):

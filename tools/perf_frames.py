@@ -26,6 +26,7 @@ HEADS = {
     Difference.BOGUS: "bogus end",
     Difference.NO_CFI: "no CFI",
     Difference.LOST_CFI: "lost CFI",
+    Difference.TRAMPOLINE: "trampoline",
     Difference.RUN_TIME: "run-time code",
     Difference.TOO_DEEP: "127 frames",
     Difference.OTHER: "unexplained",
