@@ -270,6 +270,27 @@ def _killed(pid: int, step: int, number: int) -> bool:
     return code != 0
 
 
+def test_when_we_are_suspended_the_target_runs_on_first(program: Path) -> None:
+    """^Z in the middle of it: that is obeyed once nobody stands still because of us."""
+    with started(program, "works") as process:
+        last = min(steps_of(process.pid) for _ in range(3))
+        for step in range(2, last, 5):
+            child = os.fork()
+            if child == 0:
+                os.setpgid(0, 0)  # nobody suspends a group that no shell looks after
+                with steps(step, lambda: os.kill(os.getpid(), signal.SIGTSTP)):
+                    TRANSPORT.open(str(process.pid), NONE).close()
+                os._exit(0)
+            _, status = os.waitpid(child, os.WUNTRACED)
+            try:
+                assert os.WIFSTOPPED(status), f"not suspended at step {step}"
+                assert_let_go(process.pid)
+            finally:
+                os.kill(child, signal.SIGKILL)
+                os.waitpid(child, 0)
+        ended(process)
+
+
 def test_when_we_are_killed_the_target_gets_its_signal_all_the_same(program: Path) -> None:
     with started(program, "works") as process:
         held = 0

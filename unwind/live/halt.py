@@ -9,6 +9,14 @@ thread ends, even what never stopped, and with the whole of us, should we be kil
 from __future__ import annotations
 
 import os
+from _signal import (  # type: ignore[import-not-found]  # `signal` loads enum, for 2 ms
+    SIG_BLOCK,
+    SIG_SETMASK,
+    SIGTSTP,
+    SIGTTIN,
+    SIGTTOU,
+    pthread_sigmask,
+)
 from _thread import allocate_lock, get_native_id, start_new_thread
 from errno import EPERM, ESRCH
 from time import monotonic, sleep
@@ -21,6 +29,7 @@ __all__ = ["Refused", "halt"]
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from _thread import LockType
     from collections.abc import Callable, Iterable, Mapping
 
     from unwind.live.copies import Range
@@ -63,7 +72,22 @@ def halt(proc: Proc, plan: Plan, most: float) -> Seen:
             work.done = True
             done.release()
 
-    start_new_thread(run, ())
+    # ^Z would have us stand still, and the process with us: it has to wait until that runs on.
+    before = pthread_sigmask(SIG_BLOCK, (SIGTSTP, SIGTTIN, SIGTTOU))
+    try:
+        start_new_thread(run, ())
+        _wait_for(work, done)
+    finally:
+        pthread_sigmask(SIG_SETMASK, before)
+    if work.error is not None or work.seen.late:
+        _wait_for_end(work.thread)
+    if work.error is not None:
+        raise work.error
+    return work.seen
+
+
+def _wait_for(work: _Halt, done: LockType) -> None:
+    """Until the work is done, be there a ^C meanwhile or not."""
     try:
         while not done.acquire(timeout=_HELP):
             work.help()
@@ -74,11 +98,6 @@ def halt(proc: Proc, plan: Plan, most: float) -> Seen:
             work.help()
         _wait_for_end(work.thread)
         raise
-    if work.error is not None or work.seen.late:
-        _wait_for_end(work.thread)
-    if work.error is not None:
-        raise work.error
-    return work.seen
 
 
 def _wait_for_end(thread: int) -> None:
