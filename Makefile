@@ -31,7 +31,7 @@ bpf:  ## build the BPF programs, which takes clang
 test: packages .venv-test/ready  ## run the tests; ARGS="-k name -x" goes to pytest
 	$(TEST) -m pytest $(ARGS)
 
-test-kernel: packages .venv-test/ready  ## crashes under kernels of arm64 and mips, events of x86_64
+test-kernel: packages .venv-test/ready  ## crashes and events under Debian's kernels, in qemu-system
 	@sh tools/debian-packages.sh qemu-system-arm qemu-system-mips qemu-system-x86
 	$(TEST) -m tests.kernel $(ARGS)
 	$(TEST) -m tests.event_kernel
