@@ -21,11 +21,11 @@ from unwind.emulate import Table, emulate
 from unwind.image import Image
 from unwind.judge import Judge
 from unwind.machine import CodeModel
-from unwind.rules import CfaExpression, CfaRegister, Offset, Undefined
+from unwind.rules import CfaExpression, CfaRegister, InRegister, Offset, Undefined
 from unwind.testing.assembler import breg, code
 
 pytest.importorskip("capstone")
-R11, RBX, RBP, RSP = 11, 3, 6, 7
+R11, RBX, RDI, RBP, RSP = 11, 3, 5, 6, 7
 
 # What stands for directives in the programs below.
 MACROS = """
@@ -392,6 +392,19 @@ def test_a_call_leaves_nothing_below_the_stack(tmp_path: Path, model: CodeModel)
     assert during is not None
     assert inside.rules[RBX] == Offset(-24)
     assert during.rules[RBX] == Undefined()
+
+
+def test_a_return_address_that_was_taken_off_the_stack_is_where_it_went(
+    tmp_path: Path, model: CodeModel
+) -> None:
+    """glibc's vfork: its child has written over the word below the stack by the time we look."""
+    image = assembled(tmp_path, "pop %rdi\nmov $58, %eax\nsyscall\npush %rdi\nret")
+    fde, table = followed(image, model)
+    assert model.return_address == 16
+    places = [fde.start + at for at in (0, 1, 8, 9)]  # before pop, behind it, behind syscall, push
+    found = [table.row(vaddr) for vaddr in places]
+    away = [row.rules[16] for row in found if row is not None]
+    assert away == [Offset(-8), InRegister(RDI), InRegister(RDI), Offset(-8)]
 
 
 def test_rows_span_what_they_hold_for(tmp_path: Path, model: CodeModel) -> None:

@@ -83,12 +83,15 @@ def _return_address(
     """Where the return address is, if not in its own register; None where nowhere."""
     saved = where.get(symbol)
     rule = _saved_at(saved, state) if saved is not None else None
-    if rule is not None:
+    top = state.registers.get(model.sp)
+    # glibc's vfork has taken it off the stack, where the child writes what it likes.
+    freed = saved is not None and top is not None and saved[0] == top[0] and saved[1] < top[1]
+    if rule is not None and not freed:
         return rule
     for register, value in state.registers.items():
         if value == (symbol, 0) and (not called or register in model.saved):
             return InRegister(register)
-    return None
+    return rule
 
 
 def _cfa(state: State, model: CodeModel, called: bool) -> CfaRule | None:
