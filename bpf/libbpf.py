@@ -85,7 +85,9 @@ class Library:
             ("bpf_program__attach_raw_tracepoint", pointer, [pointer, text]),
             ("bpf_program__attach_tracepoint", pointer, [pointer, text, text]),
             ("bpf_program__attach_uprobe_opts", pointer, [pointer, number, text, size, pointer]),
+            ("bpf_program__attach_trace", pointer, [pointer]),
             ("bpf_program__name", text, [pointer]),
+            ("bpf_program__set_attach_target", number, [pointer, number, text]),
             ("bpf_program__set_autoload", number, [pointer, c.c_bool]),
             ("libbpf_num_possible_cpus", number, []),
             ("libbpf_set_print", pointer, [pointer]),
@@ -151,6 +153,19 @@ class Program:
     def attach_raw_tracepoint(self, name: str) -> Link:
         """To a tracepoint by its name alone."""
         return self._attached("attach_raw_tracepoint", name, os.fsencode(name))
+
+    def aim(self, name: str) -> None:
+        """Before it is loaded: the function or tracepoint that `attach_trace` is for."""
+        library = self._library
+        library.log.clear()
+        result = library.functions.bpf_program__set_attach_target(
+            self._handle, 0, os.fsencode(name)
+        )
+        library.done(result, f"cannot attach to {name}")
+
+    def attach_trace(self, name: str) -> Link:
+        """To what it was aimed at, by the kernel's own types."""
+        return self._attached("attach_trace", name)
 
     def attach_perf_event(self, handle: int) -> Link:
         """To an event of perf_event_open(2), whose descriptor is closed with the link."""

@@ -259,6 +259,19 @@ int on_raw_tracepoint(void *ctx)
 		    0, 0, 0);
 }
 
+SEC("tp_btf")
+int on_btf_tracepoint(void *ctx)
+{
+	return send(kernel_ip(ctx, 3), 0, 0, 0);
+}
+
+SEC("fentry")
+int on_fentry(void *ctx)
+{
+	return send(kernel_ip(ctx, 2),	/* this program and its trampoline */
+		    0, 0, 0);
+}
+
 SEC("perf_event")
 int on_perf_event(void *ctx)
 {

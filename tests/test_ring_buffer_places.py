@@ -87,6 +87,20 @@ def _libc_of(pid: int) -> str:
     return next(line.split()[5] for line in maps if "/libc.so" in line)
 
 
+@pytest.mark.parametrize("place", ["raw:sched_process_exit", "btf:sched_process_exit"])
+def test_a_tracepoint_by_its_name_alone(place: str) -> None:
+    with caught(place) as source:
+        process = subprocess.Popen(["/bin/true"])
+        process.wait()
+        unwinder = Unwinder(source.arch)
+        for event in source.events(PATIENCE):
+            if event.pid == process.pid:
+                assert event.ip
+                assert unwinder.unwind(source.snapshot(event)).end == "outermost"
+                return
+    raise AssertionError("no event came")
+
+
 def test_only_the_wanted_process_has_events_and_never_we_ourselves() -> None:
     python = [sys.executable, "-c", "import os\nwhile True: os.getppid()"]
     with subprocess.Popen(python) as one, subprocess.Popen(python) as other:
@@ -200,6 +214,7 @@ def _of_the_kernel() -> list[str]:
         ("sched:no_such_point", "cannot attach to sched:no_such_point"),
         ("/bin/sh:no_such_function", "cannot attach to"),
         ("/no/such/file:main", "cannot attach to /no/such/file"),
+        ("btf:no_such_point", "cannot attach to no_such_point|does not load"),
         ("cpu-clock@0", "no number of samples"),
         ("/bin/sh:main+x", "no offset"),
         ("/bin/sh", "no place in a file"),

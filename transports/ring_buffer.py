@@ -94,6 +94,7 @@ class RingBufferSource(Source):
         try:
             self._object.preset(".rodata", _settings(btf, options))
             self._object.resize("events", options.ring_size)
+            where.prepare(self._object)
             self._object.load([where.program])
             self._spaces = Spaces(arch, files)
             self._ring = self._object.ring("events", self._take)
@@ -260,10 +261,11 @@ class _RingBufferTransport:
         Raises SourceError where the kernel has no such place or lets nobody look, or where what
         that takes is not installed.
         """
+        where = point(path)
         try:
-            return RingBufferSource(_architecture(), point(path), options or RingOptions(), files)
+            return RingBufferSource(_architecture(), where, options or RingOptions(), files)
         except BpfError as error:
-            raise explained(error) from None
+            raise explained(error, where.kind) from None
 
 
 def _architecture() -> Architecture:

@@ -45,8 +45,8 @@ def _declare(parser: Parser) -> None:
         "--symbol",
         metavar="PLACE",
         help="a function of the kernel (do_exit, the default with --bpf), a tracepoint "
-        "(CATEGORY:NAME or raw:NAME), a function of a file (PATH:FUNCTION, perhaps +OFFSET), or "
-        "cpu-clock@N: whatever runs, N times a second",
+        "(CATEGORY:NAME, raw:NAME or btf:NAME), a function of a file (PATH:FUNCTION, perhaps "
+        "+OFFSET), or cpu-clock@N: whatever runs, N times a second",
     )
     group.add_argument(
         "--bpf", metavar="FILE", help="a BPF object in place of the one that is built in"

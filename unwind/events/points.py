@@ -2,7 +2,8 @@
 
 do_exit                     a function of the kernel (kprobe)
 sched:sched_process_exit    a tracepoint, by its category and name
-sched_process_exit          the same as a raw tracepoint, where `raw:` stands before it
+raw:sched_process_exit      the same as a raw tracepoint, btf:... as one with types
+fentry:do_exit              a function of the kernel, without kprobes but with ftrace's calls
 /usr/lib/libc.so.6:malloc   a function of a program or library (uprobe), perhaps with +OFFSET
 cpu-clock@99                whatever runs, so many times a second on each processor
 """
@@ -21,17 +22,23 @@ __all__ = ["Point", "explained", "has_kprobes", "kernel_point", "point"]
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from unwind.bpf.libbpf import BpfObject, Link
+    from unwind.bpf.libbpf import BpfObject, Link, Program
 
+_ENOTSUPP = 524  # of the kernel alone: arm64 before Linux 6.4 has no trampolines for fentry
 _CLOCK = "cpu-clock@"
+_PREFIXES = {"raw:": "raw_tracepoint", "btf:": "btf_tracepoint", "fentry:": "fentry"}
+_TYPED = ("btf_tracepoint", "fentry")
 _FASTEST = 100_000  # samples a second
+_NOWHERE = (ENOENT, EOPNOTSUPP, ESRCH, _ENOTSUPP)
+_OTHERS = "it may have CATEGORY:NAME, raw:NAME, btf:NAME (tracepoints), PATH:FUNCTION, cpu-clock@N"
 # What serves in place of a function where the kernel has no kprobes.
 _TRACEPOINTS = {"do_exit": ("sched", "sched_process_exit")}
 _TRACEFS = ("/sys/kernel/tracing/events", "/sys/kernel/debug/tracing/events")
 
 
 class Point(Value):
-    """A place to attach to: `kind` of kprobe, tracepoint, raw_tracepoint, uprobe, perf_event.
+    """A place to attach to: `kind` of kprobe, tracepoint, raw_tracepoint, btf_tracepoint, fentry,
+    uprobe, perf_event.
 
     `name` is a function, a tracepoint or a file, `inside` a tracepoint's category or a function of
     the file, and `number` an offset or a frequency.
@@ -47,12 +54,23 @@ class Point(Value):
         """The program that is attached there."""
         return f"on_{self.kind}"
 
-    def attach(self, object: BpfObject, pid: int | None, cookie: int) -> list[Link]:
-        """Attach the program, once for each processor if need be; BpfError where that fails."""
+    def prepare(self, object: BpfObject) -> None:
+        """What the program has to be told before it is loaded."""
+        if self.kind in _TYPED:
+            self._program(object).aim(self.name)
+
+    def _program(self, object: BpfObject) -> Program:
         program = object.programs.get(self.program)
         if program is None:
             raise SourceError(f"it has no program {self.program!r}", object.path)
+        return program
+
+    def attach(self, object: BpfObject, pid: int | None, cookie: int) -> list[Link]:
+        """Attach the program, once for each processor if need be; BpfError where that fails."""
+        program = self._program(object)
         match self.kind:
+            case "btf_tracepoint" | "fentry":
+                return [program.attach_trace(self.name)]
             case "kprobe":
                 return [program.attach_kprobe(self.name)]
             case "tracepoint":
@@ -85,8 +103,9 @@ def point(text: str) -> Point:
         except ValueError:
             raise SourceError("no offset", text, "PATH:FUNCTION+OFFSET") from None
         return Point("uprobe", os.path.realpath(path), function, offset)
-    if text.startswith("raw:"):
-        return Point("raw_tracepoint", text.removeprefix("raw:"))
+    for prefix, kind in _PREFIXES.items():
+        if text.startswith(prefix):
+            return Point(kind, text.removeprefix(prefix))
     category, colon, name = text.partition(":")
     return Point("tracepoint", name, category) if colon else kernel_point(text)
 
@@ -114,14 +133,14 @@ def has_kprobes() -> bool:
     return os.path.exists("/sys/bus/event_source/devices/kprobe")
 
 
-def explained(error: BpfError) -> SourceError:
+def explained(error: BpfError, kind: str) -> SourceError:
     """What helps where the kernel refuses to load or to attach."""
     if error.number in (EPERM, EACCES) and os.geteuid() != 0:
         return SourceError(
             "the kernel lets only the privileged load BPF programs",
             hint="run it by sudo, or with CAP_BPF, CAP_PERFMON and CAP_SYS_PTRACE",
         )
-    if error.number in (ENOENT, EOPNOTSUPP, ESRCH):
-        hint = "there is no such place, or this kernel cannot be probed there"
+    if error.number in _NOWHERE or (error.number == EPERM and kind == "fentry"):
+        hint = "there is no such place, or this kernel cannot be probed there: " + _OTHERS
         return BpfError(error.reason, error.path, hint, error.number, error.log)
     return error
