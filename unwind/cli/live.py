@@ -27,7 +27,7 @@ _PROG = "unwind-live"
 _EXAMPLES = """\
 examples:
   unwind-live 1234
-      the stack of each thread of process 1234, which stands still for a millisecond
+      the stack of each thread of process 1234, which stands still meanwhile for a moment
   unwind-live --record hang.unwind 1234
       the same, and a small file from which unwind-core prints it anywhere
 """
@@ -36,7 +36,7 @@ examples:
 def _declare(parser: Parser) -> None:
     parser.description = (
         "Print the stack of each thread of a running process. It is stopped while registers and "
-        "stacks are copied, for a millisecond as a rule, and runs on while they are unwound."
+        "stacks are copied, some 50 us for each thread, and runs on while they are unwound."
     )
     parser.epilog = _EXAMPLES
     group = parser.add_argument_group("what to read")
