@@ -73,7 +73,7 @@ def _panel(panel: Panel, top: float, step: float) -> Iterator[str]:
             told = f"{series.name}, {panel.title} {size:,}: {us:.1f} us a sample"
             yield f'<circle class="{name}" cx="{x}" cy="{y}" r="3"><title>{told}</title></circle>'
     for n, (series, name) in enumerate(zip(panel.series, "ab", strict=False)):
-        yield f'<text class="{name}" x="{80 * n}" y="{_HEIGHT + 34}">{series.name}, us</text>'
+        yield f'<text class="{name}" x="{100 * n}" y="{_HEIGHT + 34}">{series.name}, us</text>'
 
 
 def _step(most: float) -> float:
