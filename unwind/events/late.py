@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from errno import ESRCH
 
 from unwind.live.proc import Proc
 
@@ -18,6 +19,8 @@ def late_stack(pid: int, tid: int, pc: int, sp: int, start: int, size: int) -> b
     of the process cannot be had. Nothing stays open.
     """
     with Proc(pid) as proc:
+        if not proc.read("maps"):
+            raise OSError(ESRCH, os.strerror(ESRCH))  # it has ended, and its memory with it
         if not _is_at(proc, tid, pc, sp):
             return None
         handle = proc.open("mem")
