@@ -159,7 +159,7 @@ def _processor_seconds(argv: Sequence[str]) -> float:
 def large(where: Path, samples: int) -> Recorded:
     """One long recording: the compiler, again and again, each time in a process of its own."""
     code = where / "code.cc"
-    code.write_text(CODE.format(steps=300))
+    code.write_text(CODE.format(steps=50))
     compiler = subprocess.check_output(["g++", "-print-prog-name=cc1plus"], text=True).strip()
     argv = [compiler, "-quiet", "-imultiarch", _multiarch(), "-D_GNU_SOURCE", "-O2", str(code)]
     argv += ["-o", "/dev/null"]
