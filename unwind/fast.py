@@ -300,8 +300,7 @@ class FastUnwinder:
             def forget(_: object) -> None:
                 gone = spaces.pop(key, None)
                 if gone is not None:  # it lies in a circle with these
-                    gone.called.clear()
-                    gone.innermost.clear()
+                    del gone.called, gone.innermost
 
             steps = spaces[key] = _Steps(space, self.exact.lookup, forget)
         return steps
