@@ -15,6 +15,7 @@ from typing import Any, NoReturn
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
+NOBODY = 65534  # the id of an ordinary user
 STRICT = os.environ.get("UNWIND_STRICT") == "1"
 
 
@@ -88,6 +89,21 @@ def run(
 def python(*arguments: str | os.PathLike[str], **options: Any) -> subprocess.CompletedProcess[str]:
     """Runs the interpreter that runs the tests: `python("-m", "unwind.cli.core", core)`."""
     return run(sys.executable, *arguments, **options)
+
+
+def as_nobody(
+    module: str, *arguments: str, capabilities: str = ""
+) -> subprocess.CompletedProcess[str]:
+    """A module run by an ordinary user, with a capability where one is named."""
+    need("setpriv")
+    need_root()
+    words = ["setpriv", "--reuid", str(NOBODY), "--regid", str(NOBODY), "--clear-groups"]
+    if capabilities:
+        words += ["--inh-caps", capabilities, "--ambient-caps", capabilities]
+    readable = run(*words, sys.executable, "-c", f"import {module}", cwd=Path("/"))
+    if readable.returncode:
+        cannot(f"user {NOBODY} cannot run {sys.executable} from {ROOT}")
+    return run(*words, sys.executable, "-m", module, *arguments, cwd=Path("/"))
 
 
 def validate(document: object) -> None:

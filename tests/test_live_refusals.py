@@ -15,15 +15,15 @@ from unittest.mock import patch
 import pytest
 
 from tests.running import state_of
-from tests.support import ROOT, cannot, need, need_root, run
+from tests.support import NOBODY, as_nobody, cannot, need, need_root, run
 from unwind.errors import SourceError, UnsupportedArchitecture
 from unwind.files import Files
 from unwind.live import proc, ptrace, refusals
 from unwind.transports.process import TRANSPORT
 
 PROGRAMS = Path(__file__).parent / "programs"
-NOBODY = 65534
-COMMAND = [sys.executable, "-m", "unwind.cli.live"]
+MODULE = "unwind.cli.live"
+COMMAND = [sys.executable, "-m", MODULE]
 
 
 @contextmanager
@@ -45,19 +45,6 @@ def refused(pid: int | str) -> str:
     with pytest.raises(SourceError) as caught:
         TRANSPORT.open(str(pid), Files())
     return f"{caught.value} ({caught.value.hint})"
-
-
-def as_nobody(*command: str, capabilities: str = "") -> subprocess.CompletedProcess[str]:
-    """The command run by an ordinary user, with a capability where one is named."""
-    need("setpriv")
-    need_root()
-    words = ["setpriv", "--reuid", str(NOBODY), "--regid", str(NOBODY), "--clear-groups"]
-    if capabilities:
-        words += ["--inh-caps", capabilities, "--ambient-caps", capabilities]
-    readable = run(*words, sys.executable, "-c", "import unwind.cli.live", cwd=Path("/"))
-    if readable.returncode:
-        cannot(f"user {NOBODY} cannot run {sys.executable} from {ROOT}")
-    return run(*words, *command, cwd=Path("/"))
 
 
 # ------------------------------------------------------------------------ no process to unwind
@@ -214,7 +201,7 @@ def _tracer_of(pid: int, tid: int) -> int:
 
 def test_another_users_process_is_refused_and_one_capability_is_enough() -> None:
     with sleeping() as pid:
-        ran = as_nobody(*COMMAND, str(pid))
+        ran = as_nobody(MODULE, str(pid))
         assert (ran.returncode, ran.stdout) == (2, "")
         assert ran.stderr.count("\n") == 1
         assert (
@@ -222,16 +209,16 @@ def test_another_users_process_is_refused_and_one_capability_is_enough() -> None
             in ran.stderr
         )
         assert "--inh-caps +sys_ptrace --ambient-caps +sys_ptrace" in ran.stderr
-        unseen = as_nobody(*COMMAND, "--no-stop", str(pid))
+        unseen = as_nobody(MODULE, "--no-stop", str(pid))
         assert unseen.returncode == 2
         assert "belongs to another user, root" in unseen.stderr
-        allowed = as_nobody(*COMMAND, str(pid), capabilities="+sys_ptrace")
+        allowed = as_nobody(MODULE, str(pid), capabilities="+sys_ptrace")
         assert (allowed.returncode, allowed.stderr) == (0, "")
         assert "__libc_start_main" in allowed.stdout
-        unseen = as_nobody(*COMMAND, "--no-stop", str(pid), capabilities="+sys_ptrace")
+        unseen = as_nobody(MODULE, "--no-stop", str(pid), capabilities="+sys_ptrace")
         assert "with the capability dac_read_search besides sys_ptrace" in unseen.stderr
         both = "+sys_ptrace,+dac_read_search"
-        seen = as_nobody(*COMMAND, "--no-stop", str(pid), capabilities=both)
+        seen = as_nobody(MODULE, "--no-stop", str(pid), capabilities=both)
         assert (seen.returncode, seen.stderr) == (0, "")
         assert "#1 " in seen.stdout
 
@@ -248,13 +235,13 @@ def test_a_process_that_is_not_dumpable_is_refused_to_its_own_user() -> None:
             end = time.monotonic() + 10
             while "python" in _where(pid) and time.monotonic() < end:
                 time.sleep(0.01)
-            ran = as_nobody(*COMMAND, str(pid))
+            ran = as_nobody(MODULE, str(pid))
             if dumpable:
                 assert (ran.returncode, ran.stderr) == (0, "")
             else:
                 assert ran.returncode == 2
                 assert "it is not dumpable" in ran.stderr
-                allowed = as_nobody(*COMMAND, str(pid), capabilities="+sys_ptrace")
+                allowed = as_nobody(MODULE, str(pid), capabilities="+sys_ptrace")
                 assert allowed.returncode == 0, allowed.stderr
 
 

@@ -43,7 +43,11 @@ def program(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def started(program: Path, *words: str) -> Iterator[subprocess.Popen[str]]:
     """The program, once it says that it is ready."""
     pipe = subprocess.PIPE
-    process = subprocess.Popen([program, *words], stdin=pipe, stdout=pipe, text=True, cwd="/")
+    # In a group of its own: SIGTSTP stops nobody whose group is orphaned (POSIX.1-2017 §2.4.3), as
+    # ours is where no shell has started it.
+    process = subprocess.Popen(
+        [program, *words], stdin=pipe, stdout=pipe, text=True, cwd="/", process_group=0
+    )
     try:
         assert process.stdout is not None
         assert process.stdout.readline() == "ready\n"

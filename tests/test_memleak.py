@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import re
-import shutil
 import signal
 import subprocess
 import sys
@@ -17,7 +16,7 @@ import pytest
 
 from tests.crashes import compile_c
 from tests.events import need_bpf
-from tests.support import ROOT, need, python
+from tests.support import ROOT, as_nobody, need, python
 from unwind.bpf.objects import built_in
 from unwind.errors import SourceError
 from unwind.events.points import has_kprobes
@@ -152,22 +151,8 @@ def test_without_a_stack_there_is_one_frame_and_a_warning(tmp_path: Path) -> Non
 
 
 @pytest.mark.usefixtures("bpf")
-def test_without_privileges_it_says_what_helps(tmp_path: Path) -> None:
-    tree = tmp_path / "tree"
-    shutil.copytree(ROOT / "unwind", tree / "unwind", ignore=shutil.ignore_patterns("*.pyc"))
-    for directory in (tmp_path, *tmp_path.parents):
-        if directory.stat().st_uid == os.getuid() and directory != Path("/"):
-            directory.chmod(directory.stat().st_mode | 0o055)
-    done = subprocess.run(
-        [sys.executable, "-m", MODULE, "--symbol", "do_exit", "--duration", "1"],
-        cwd=tree,
-        env={**os.environ, "PYTHONPATH": str(tree)},
-        user=65534,
-        group=65534,
-        extra_groups=[],
-        capture_output=True,
-        text=True,
-    )
+def test_without_privileges_it_says_what_helps() -> None:
+    done = as_nobody(MODULE, "--symbol", "do_exit", "--duration", "1")
     assert done.returncode == 2
     assert "only the privileged" in done.stderr
     assert "sudo" in done.stderr
