@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import functools
 import json
 import os
@@ -9,6 +10,7 @@ import resource
 import shutil
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -91,6 +93,17 @@ def python(*arguments: str | os.PathLike[str], **options: Any) -> subprocess.Com
     return run(sys.executable, *arguments, **options)
 
 
+@functools.cache
+def _tree_of_nobody() -> Path:
+    """A copy of the package that every user can read: ours may lie in a home that is closed."""
+    tree = Path(tempfile.mkdtemp(prefix="unwind-"))
+    atexit.register(shutil.rmtree, tree, ignore_errors=True)
+    tree.chmod(0o755)
+    ignored = shutil.ignore_patterns("__pycache__")
+    shutil.copytree(ROOT / "unwind", tree / "unwind", ignore=ignored)
+    return tree
+
+
 def as_nobody(
     module: str, *arguments: str, capabilities: str = ""
 ) -> subprocess.CompletedProcess[str]:
@@ -100,10 +113,13 @@ def as_nobody(
     words = ["setpriv", "--reuid", str(NOBODY), "--regid", str(NOBODY), "--clear-groups"]
     if capabilities:
         words += ["--inh-caps", capabilities, "--ambient-caps", capabilities]
-    readable = run(*words, sys.executable, "-c", f"import {module}", cwd=Path("/"))
+    interpreter = str(getattr(sys, "_base_executable", sys.executable))  # of the environment
+    tree = str(_tree_of_nobody())
+    words += [interpreter, "-B"]
+    readable = run(*words, "-c", f"import {module}", cwd=Path("/"), PYTHONPATH=tree)
     if readable.returncode:
-        cannot(f"user {NOBODY} cannot run {sys.executable} from {ROOT}")
-    return run(*words, sys.executable, "-m", module, *arguments, cwd=Path("/"))
+        cannot(f"user {NOBODY} cannot run {interpreter}: {readable.stderr.strip()[-200:]}")
+    return run(*words, "-m", module, *arguments, cwd=Path("/"), PYTHONPATH=tree)
 
 
 def validate(document: object) -> None:

@@ -15,7 +15,7 @@ import pytest
 
 from tests.crashes import OMIT, Case, compile_c, named
 from tests.running import build, resettle, running, state_of
-from tests.support import need, need_root
+from tests.support import cannot, need, need_root, run
 from tests.test_crashes import assert_truth
 from tests.test_live import command, document, pid_of
 from unwind.files import Files
@@ -145,6 +145,9 @@ def contained(how: str, root: Path, *command: str) -> Iterator[int]:
     """A process whose / is `root`, by a mount namespace of its own or by chroot(2)."""
     need("unshare")
     need_root()
+    probe = run("unshare", "--mount", "true")
+    if probe.returncode:  # as in a chroot, whose root is nothing that is mounted
+        cannot(f"there may be no other mount namespace here: {probe.stderr.strip()}")
     if how == "namespace":
         words = [sys.executable, "-c", PIVOT, root, *command]
     else:

@@ -116,7 +116,7 @@ def test_a_thousand_short_lives_have_their_stacks_and_names() -> None:
     assert found["dropped"] == 0
     if not has_kprobes():
         assert "no kprobes" in said
-        assert "sched:sched_process_exit" in said
+        assert "sched_process_exit" in said
 
 
 @pytest.mark.usefixtures("bpf")

@@ -14,7 +14,7 @@ import pytest
 from tests.crashes import OMIT, named
 from tests.events import EXIT, PATIENCE, caught, collect, need_bpf
 from tests.running import running
-from tests.support import ROOT, cannot, need
+from tests.support import ROOT, cannot, need, run
 from unwind.bpf.libbpf import BpfError
 from unwind.errors import SourceError
 from unwind.events.event import Event
@@ -160,10 +160,12 @@ def test_a_32_bit_process_is_named_as_such(tmp_path: Path) -> None:
 
 def test_a_process_of_another_pid_namespace_has_our_number_for_it() -> None:
     need("unshare")
+    words = ["unshare", "--pid", "--fork", "--mount-proc", "sh", "-c", "exit 0"]
+    probe = run(*words)
+    if probe.returncode:
+        cannot(f"there may be no other namespaces here: {probe.stderr.strip()}")
     with caught(EXIT) as source:
-        subprocess.run(
-            ["unshare", "--pid", "--fork", "--mount-proc", "sh", "-c", "exit 0"], check=True
-        )
+        subprocess.run(words, check=True)
         source.stop()
         unwinder = Unwinder(source.arch)
         stacks = {event.comm: _walk(source, unwinder, event) for event in source.events()}
