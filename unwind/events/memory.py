@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from unwind.errors import MemoryFault
+from unwind.stack_copy import StackCopy
 
 __all__ = ["EventMemory"]
 
@@ -12,29 +12,17 @@ if TYPE_CHECKING:
     from unwind.space import AddressSpace
 
 
-class EventMemory:
+class EventMemory(StackCopy):
     """What can be read of the process as it was at the event."""
 
-    __slots__ = ("cut", "end", "space", "stack", "start")
+    __slots__ = ("cut",)
 
     def __init__(self, event: Event, space: AddressSpace):
-        self.start, self.stack, self.space, self.cut = event.start, event.stack, space, event.cut
-        self.end = event.start + len(event.stack)
+        super().__init__(event.start, event.stack, space)
+        self.cut = event.cut
 
-    def read(self, address: int, size: int) -> bytes:
-        """The `size` bytes at `address`; the MemoryFault says what was not copied."""
-        if self.start <= address and address + size <= self.end and size >= 0:
-            return bytes(self.stack[address - self.start : address - self.start + size])
-        module = self.space.find(address)
-        if module is not None and module.image is not None:
-            return module.image.read(module.to_vaddr(address), size)
-        raise MemoryFault(address, size, self._reason(address))
-
-    def view(self, address: int) -> tuple[int, memoryview] | None:
-        """The stack, without a copy."""
-        return (self.start, self.stack) if self.start <= address < self.end else None
-
-    def _reason(self, address: int) -> str:
+    def reason(self, address: int) -> str:
+        """Why the copy does not hold an address."""
         if not self.stack:
             return "nothing could be copied of the stack"
         if address < self.start:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from unwind.errors import MemoryFault
+from unwind.stack_copy import StackCopy
 
 __all__ = ["SampleMemory"]
 
@@ -11,29 +11,17 @@ if TYPE_CHECKING:
     from unwind.space import AddressSpace
 
 
-class SampleMemory:
-    """`stack` lies at `start`; `asked` is how many bytes perf was to copy of it."""
+class SampleMemory(StackCopy):
+    """The stack of a sample; `asked` is how many bytes perf was to copy of it."""
 
-    __slots__ = ("asked", "end", "space", "stack", "start")
+    __slots__ = ("asked",)
 
     def __init__(self, start: int, stack: memoryview, asked: int, space: AddressSpace):
-        self.start, self.stack, self.asked, self.space = start, stack, asked, space
-        self.end = start + len(stack)
+        super().__init__(start, stack, space)
+        self.asked = asked
 
-    def read(self, address: int, size: int) -> bytes:
-        """The `size` bytes at `address`; the MemoryFault says what `perf record` left out."""
-        if self.start <= address and address + size <= self.end and size >= 0:
-            return bytes(self.stack[address - self.start : address - self.start + size])
-        module = self.space.find(address)
-        if module is not None and module.image is not None:
-            return module.image.read(module.to_vaddr(address), size)
-        raise MemoryFault(address, size, self._reason(address))
-
-    def view(self, address: int) -> tuple[int, memoryview] | None:
-        """The stack, without a copy."""
-        return (self.start, self.stack) if self.start <= address < self.end else None
-
-    def _reason(self, address: int) -> str:
+    def reason(self, address: int) -> str:
+        """Why the copy does not hold an address."""
         if address < self.start:
             return "the sample begins at its stack pointer"
         if len(self.stack) < self.asked:
