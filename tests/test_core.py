@@ -133,6 +133,8 @@ def test_regions_are_named_and_executable_where_code_may_run(source: CoreSource)
     vsyscall = space.region(0xFFFF_FFFF_FF60_0000)
     assert vsyscall is not None
     assert (vsyscall.name, vsyscall.executable) == ("[vsyscall]", True)
+    for one in space.regions:
+        assert space.code(one.start) == ((one.start, one.end) if one.executable else None)
     assert all(one.end <= other.start for one, other in pairwise(space.regions))
 
 

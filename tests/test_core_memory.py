@@ -129,6 +129,20 @@ def test_executable_knows_three_answers() -> None:
     assert memory.executable(0x4000) is None
 
 
+def test_the_mapping_around_code_is_told_as_the_list_of_mappings_has_it() -> None:
+    rows = [
+        load(0x1000, 0, 0, 0x2000, R | X),
+        load(0x2000, 0, 0, 0x2000, R | X),
+        load(0x5000, 0, 0, 16),
+    ]
+    memory = CoreMemory(b"", rows)  # the first reaches into the second
+    for start, end, executable in memory.mappings():
+        expected = (start, end) if executable else None
+        assert memory.code(start) == memory.code(end - 1) == expected
+    assert [memory.code(at) for at in (0xFFF, 0x4000, 0x5000)] == [None] * 3
+    assert memory.code(0x1FFF) == (0x1000, 0x2000)
+
+
 def test_after_close_there_is_no_memory() -> None:
     memory = CoreMemory(DATA, [load(0x2000, 0, PAGE, PAGE)])
     memory.close()

@@ -57,7 +57,7 @@ class CoreSource(Source):
             )
         memory = self.memory
         self.space = AddressSpace(
-            arch, modules, lambda: _regions(arch, memory, modules), is_code=memory.executable
+            arch, modules, lambda: _regions(arch, memory, modules), code=memory.code
         )
         self.threads = tuple(self._threads(notes))
         if not self.threads:

@@ -96,6 +96,15 @@ class CoreMemory:
             return None
         return bool(self._flags[at] & _PF_X)
 
+    def code(self, address: int) -> tuple[int, int] | None:
+        """The mapping around `address`, from where to where, if code may run there, or None."""
+        starts = self._starts
+        at = bisect_right(starts, address) - 1
+        if at < 0 or address >= self._mapped[at] or not self._flags[at] & _PF_X:
+            return None
+        end = self._mapped[at]
+        return starts[at], min(end, starts[at + 1]) if at + 1 < len(starts) else end
+
     def back(self, start: int, data: memoryview) -> None:
         """Lend the bytes of a file to the pages from `start` on that were not dumped."""
         if len(data):

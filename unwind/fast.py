@@ -393,16 +393,16 @@ class _Steps:
         """The code around a place: from where to where, its bias and image; None: no code."""
         space = self.space()
         module = space.find(lookup_pc) if space is not None else None
-        if space is None or module is None or module.image is None or not space.executable(pc):
+        code = space.code(pc) if space is not None else None
+        if module is None or module.image is None or code is None:
             return _NOWHERE
-        region, both = space.region(lookup_pc), space.region(pc)
-        if region is None or both is not region or not region.executable:
-            return lookup_pc, pc + 1, module.bias, module.image  # this one place, and no more
-        for start, end in module.ranges:
-            if start <= lookup_pc < end:
-                start, end = max(start, region.start), min(end, region.end)
-                if pc < end:
-                    return start, end, module.bias, module.image
+        if code[0] <= lookup_pc:
+            for start, end in module.ranges:
+                if start <= lookup_pc < end:
+                    start, end = max(start, code[0]), min(end, code[1])
+                    if pc < end:
+                        return start, end, module.bias, module.image
+        # This one place, and no more.
         return lookup_pc, pc + 1, module.bias, module.image
 
     def _begins_program(self, image: Image, vaddr: int) -> bool:

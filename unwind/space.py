@@ -37,12 +37,13 @@ class AddressSpace:
 
     A core of a thousand threads has two thousand mappings, of which a walk wants to know whether
     there is code: `regions` may be a function that makes them once they are asked for, and
-    `is_code` one that tells of some addresses that code may run there, and of none wrongly.
+    `code` one that tells of some addresses the mapping around them where code may run, from where
+    to where, and of none wrongly.
     """
 
     __slots__ = (
         "__weakref__",
-        "_is_code",
+        "_code",
         "_make_regions",
         "_region_starts",
         "_regions",
@@ -60,22 +61,22 @@ class AddressSpace:
         modules: Iterable[Module],
         regions: Iterable[Region] | Callable[[], Iterable[Region]] | None = None,
         complete: bool = True,
-        is_code: Callable[[int], bool | None] | None = None,
+        code: Callable[[int], tuple[int, int] | None] | None = None,
     ):
         self.arch = arch
         self.generation = -1
-        self.replace(modules, regions, complete, is_code)
+        self.replace(modules, regions, complete, code)
 
     def replace(
         self,
         modules: Iterable[Module],
         regions: Iterable[Region] | Callable[[], Iterable[Region]] | None = None,
         complete: bool = True,
-        is_code: Callable[[int], bool | None] | None = None,
+        code: Callable[[int], tuple[int, int] | None] | None = None,
     ) -> None:
         """Everything that is mapped is this from now on."""
         self.generation += 1
-        self._is_code = is_code
+        self._code = code
         self.complete = complete and regions is not None
         modules = tuple(modules)
         ranges = sorted(
@@ -105,7 +106,7 @@ class AddressSpace:
         `generation` stays, and a library that is loaded late costs them nothing.
         """
         generation, complete = self.generation, self.complete
-        self.replace((*self.modules, *modules), (*self.regions, *regions), complete, self._is_code)
+        self.replace((*self.modules, *modules), (*self.regions, *regions), complete, self._code)
         self.generation, self.complete = generation, complete
 
     @property
@@ -135,12 +136,18 @@ class AddressSpace:
         region = regions[at]
         return region if address < region.end else None
 
+    def code(self, address: int) -> tuple[int, int] | None:
+        """The mapping around `address`, from where to where, if code may run there, or None."""
+        found = self._code(address) if self._code is not None else None
+        if found is None:
+            region = self.region(address)
+            if region is not None and region.executable:
+                found = region.start, region.end
+        return found
+
     def executable(self, address: int) -> bool:
         """Whether code may run at `address`."""
-        if self._is_code is not None and self._is_code(address):
-            return True
-        region = self.region(address)
-        return region is not None and region.executable
+        return self.code(address) is not None
 
 
 def regions_of(module: Module) -> Iterator[Region]:
