@@ -400,15 +400,15 @@ def _last_calls(code: memoryview, vaddr: int, ends: Iterable[int]) -> set[int]:
     """Where the BLs lead that stand before some ends, or before NOPs there."""
     from itertools import compress
 
-    words = _all_words(code)
+    words, kinds = _all_words(code), bytes(code)[3::4]
     # The words before the ends; then, where those are padding, the ones before them.
     first = vaddr // 4 + 1
-    last = [end // 4 - first for end in ends if vaddr + 4 <= end <= vaddr + len(code)]
+    last = [n for end in ends if 0 <= (n := end // 4 - first) < len(kinds)]
     found: set[int] = set()
     for _ in range(_PADDED // 4):
         if not last:
             break
-        before = bytes([code[4 * n + 3] for n in last])
+        before = bytes(map(kinds.__getitem__, last))
         # A distance and its own place add up to the target, the same for all that lead there.
         found.update([words[n] + n & 0x3FF_FFFF for n in compress(last, before.translate(_BL))])
         padded = compress(last, before.translate(_MAY_PAD))

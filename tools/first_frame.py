@@ -60,6 +60,7 @@ def measure(data: bytes, count: int, untold: bool) -> tuple[list[float], list[fl
     if code_model is None:
         raise SystemExit("no code model for this machine")
     model = code_model()
+    gc.set_threshold(100_000)  # as the commands have it
     gc.freeze()  # what was there before is not part of it
     starts = [fde.start for fde in each_fde(image) if fde.end - fde.start > 1]
     chosen = random.Random(1).sample(starts, min(count, len(starts)))

@@ -193,8 +193,8 @@ class _Run:
         self.odd, self.askew, self.returned = 0, 0, False
         self.popped: set[int] = set()
         # What a function gives back, and what its caller had in there.
-        self.whole = [(register, (register, 0)) for register in model.saved]
-        self.whole.append((model.return_address, (RETURN_ADDRESS, 0)))
+        self.own = [(register, (register, 0)) for register in model.saved]
+        self.whole = [*self.own, (model.return_address, (RETURN_ADDRESS, 0))]
         self.wanted = frozenset(value for _, value in self.whole)
 
     def enter(self, entries: Mapping[int, State], callable: bool) -> None:
@@ -248,6 +248,8 @@ class _Run:
         padding = self.model.padding
         slot = -1
         for number in range(first, len(code)):
+            instruction = code[number]
+            is_padding = instruction[2] in padding
             if states[number] is not None:
                 if number == slot:
                     continue  # it was executed with its branch
@@ -258,9 +260,9 @@ class _Run:
                 machine.state, machine.shared = other, True
             machine.shared = True
             states[number] = machine.state
-            if code[number][2] not in padding:  # which also lies behind a call without return
+            if not is_padding:  # which also lies behind a call without return
                 machine.called = False
-            stops = effect(machine, code[number])
+            stops = effect(machine, instruction)
             annulled = None
             if machine.slot:
                 slot = number + 1
@@ -274,8 +276,8 @@ class _Run:
                     else:
                         self.wait(where, machine.state)
                 machine.targets.clear()
-            if machine.called and code[number][2] not in padding:
-                if self.never and _target(code[number][3]) in self.never:
+            if machine.called and not is_padding:
+                if self.never and _target(instruction[3]) in self.never:
                     break
                 machine.shared = True
                 self.behind.append(machine.state)
@@ -292,7 +294,7 @@ class _Run:
             if machine.anew:
                 machine.state = State(dict(self.model.entry), dict(self.model.entry_slots))
                 machine.anew, machine.shared = False, False
-            if machine.called and code[number][2] in padding and number + 1 < len(code):
+            if machine.called and is_padding and number + 1 < len(code):
                 # Padding behind a call: what jumps to the code beyond it knows better than the
                 # call, which may not return.
                 self.doubtful.append((number + 1, machine.state))
@@ -392,27 +394,26 @@ class _Run:
         counts: list[int] = []
         jumps = 0  # how many of those found are states of jumps
         known: dict[object, int] = {}  # most states are like one that came before
+        what: dict[State, object] = {}  # or are that one
         for place, state in enumerate(states):
             jumps = len(found) if place == len(inside) else jumps
-            what = self.saved(state)
-            at = known.get(what)
+            if state not in what:
+                what[state] = self.saved(state)
+            at = known.get(what[state])
             if at is None:
                 agreeing = (n for n, other in enumerate(found) if not self.disagree(state, other))
-                at = known[what] = next(agreeing, len(found))
+                at = known[what[state]] = next(agreeing, len(found))
             if at < len(found):
                 counts[at] += 1
             elif len(found) < _MOST_BODIES:
                 guess = 1 if place < len(inside) else 2
                 found.append(State(state.registers, state.slots, guess))
                 counts.append(1)
-        saved = [
-            sum(
-                state.registers.get(register) != (register, 0)
-                and (register, 0) in state.slots.values()
-                for register in self.model.saved
-            )
-            for state in found
-        ]
+        saved = []
+        for state in found:
+            held = state.registers.get
+            away = [value for register, value in self.own if held(register) != value]
+            saved.append(len({*away}.intersection(state.slots.values())))
         order = sorted(range(len(found)), key=lambda n: (n >= jumps, -saved[n], -counts[n]))
         return [found[n] for n in order]
 
