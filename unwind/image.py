@@ -6,7 +6,6 @@ from unwind.dwarf.cfi import Broken, FrameSection
 from unwind.dwarf.eh_frame_hdr import SearchTable
 from unwind.elf import DT, ET, PT, SHT
 from unwind.errors import FormatError, MemoryFault, UnwindError
-from unwind.pdr import procedures
 from unwind.symbol_sections import symbols_of
 
 __all__ = ["FrameSections", "Image", "UnreadableSection"]
@@ -112,6 +111,8 @@ class Image:
         """The .pdr section, which only mips has, or None."""
         found = self._procedures
         if found is None:
+            from unwind.pdr import procedures
+
             found = self._procedures = (procedures(self.elf),)
         return found[0]
 
