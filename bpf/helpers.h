@@ -16,11 +16,15 @@
 #define MAP_TYPE(name, value)	typeof(value) *name
 
 enum {
+	MAP_TYPE_HASH = 1,
+	MAP_TYPE_ARRAY = 2,
 	MAP_TYPE_PERCPU_ARRAY = 6,
 	MAP_TYPE_RINGBUF = 27,
 };
 
 enum {
+	BPF_ANY = 0,
+	BPF_NOEXIST = 1,
 	BPF_F_USER_STACK = 1 << 8,
 };
 
@@ -29,7 +33,11 @@ struct bpf_dynptr {
 } __attribute__((aligned(8)));
 
 static void *(*map_lookup_elem)(void *map, const void *key) = (void *)1;
+static long (*map_update_elem)(void *map, const void *key, const void *value,
+			       __u64 flags) = (void *)2;
+static long (*map_delete_elem)(void *map, const void *key) = (void *)3;
 static __u64 (*ktime_get_ns)(void) = (void *)5;
+static __u32 (*get_prandom_u32)(void) = (void *)7;
 static __u64 (*get_current_pid_tgid)(void) = (void *)14;
 static long (*get_current_comm)(void *to, __u32 size) = (void *)16;
 static long (*get_stack)(void *ctx, void *to, __u32 size, __u64 flags) = (void *)67;
@@ -37,9 +45,11 @@ static long (*probe_read_user)(void *to, __u32 size, const void *from) = (void *
 static long (*probe_read_kernel)(void *to, __u32 size, const void *from) = (void *)113;
 static void *(*ringbuf_reserve)(void *ring, __u64 size, __u64 flags) = (void *)131;
 static void (*ringbuf_submit)(void *data, __u64 flags) = (void *)132;
+static long (*ringbuf_output)(void *ring, void *data, __u64 size, __u64 flags) = (void *)130;
 static struct task_struct *(*get_current_task_btf)(void) = (void *)158;
 static __u64 (*get_attach_cookie)(void *ctx) = (void *)174;
 static struct pt_regs *(*task_pt_regs)(struct task_struct *task) = (void *)175;
+static long (*loop)(__u32 times, void *step, void *ctx, __u64 flags) = (void *)181;
 static long (*ringbuf_reserve_dynptr)(void *ring, __u32 size, __u64 flags,
 				      struct bpf_dynptr *dynptr) = (void *)198;
 static void (*ringbuf_submit_dynptr)(struct bpf_dynptr *dynptr, __u64 flags) = (void *)199;

@@ -6,10 +6,11 @@ Of the library `libbpf.so.1` is enough: from version 1.0 on, Debian's package li
 from __future__ import annotations
 
 import os
+from errno import ENOENT, ENOSPC
 
 from unwind.errors import SourceError
 
-__all__ = ["BpfError", "BpfObject", "Link", "Program", "Ring", "load_library"]
+__all__ = ["BpfError", "BpfObject", "Link", "Map", "Program", "Ring", "load_library"]
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -20,6 +21,7 @@ _NAME = "libbpf.so.1"
 _PACKAGE = "apt install libbpf1"
 _MOST_LINES = 400  # of the log: the end of what the verifier says is the reason
 _MOST_SAID = 1 << 20  # bytes of one message, which may be all that the verifier says
+_BATCH = 4096  # entries of a map that are asked for at once
 
 
 class BpfError(SourceError):
@@ -73,7 +75,12 @@ class Library:
             ("bpf_map__lookup_elem", number, [pointer, pointer, size, pointer, size, c.c_uint64]),
             ("bpf_map__set_initial_value", number, [pointer, pointer, size]),
             ("bpf_map__set_max_entries", number, [pointer, c.c_uint32]),
+            ("bpf_map__key_size", c.c_uint32, [pointer]),
             ("bpf_map__value_size", c.c_uint32, [pointer]),
+            ("bpf_map_delete_elem", number, [number, pointer]),
+            ("bpf_map_lookup_batch", number, [number, *[pointer] * 6]),
+            ("bpf_map_lookup_elem", number, [number, pointer, pointer]),
+            ("bpf_map_update_elem", number, [number, pointer, pointer, c.c_uint64]),
             ("bpf_link__destroy", number, [pointer]),
             ("bpf_object__close", None, [pointer]),
             ("bpf_object__find_map_by_name", pointer, [pointer, text]),
@@ -172,11 +179,18 @@ class Program:
         return self._attached("attach_perf_event", "perf_event", handle)
 
     def attach_uprobe(
-        self, path: str, function: str | None, offset: int, pid: int | None, cookie: int
+        self,
+        path: str,
+        function: str | None,
+        offset: int,
+        pid: int | None,
+        cookie: int,
+        returning: bool = False,
     ) -> Link:
         """To an instruction of a file: `offset` in the function, without one in the file.
 
-        `pid` None: of all processes that map it.
+        `pid` None: of all processes that map it. `returning`: to the return of the function that
+        begins there.
         """
         c = self._library.ctypes
 
@@ -191,6 +205,7 @@ class Program:
 
         options = Options()
         options.sz, options.bpf_cookie = c.sizeof(options), cookie
+        options.retprobe = returning
         options.func_name = os.fsencode(function) if function else None
         where = os.fsencode(path), offset, c.addressof(options)
         return self._attached("attach_uprobe_opts", path, -1 if pid is None else pid, *where)
@@ -272,6 +287,10 @@ class BpfObject:
         library.done(result, f"map {name}", self.path)
         return [room.raw[n * size : (n + 1) * size] for n in range(cpus)]
 
+    def map(self, name: str) -> Map:
+        """The map of that name, once it is loaded: an array, or a hash table."""
+        return Map(self._library, self._map(name), f"map {name}", self.path)
+
     def ring(self, name: str, take: Callable[[bytes], bool]) -> Ring:
         """The ring buffer of that name, whose records `take` gets; False: no more for now."""
         handle = self._library.functions.bpf_map__fd(self._map(name))
@@ -287,6 +306,67 @@ class BpfObject:
         functions, found = self._library.functions, None
         while found := functions.bpf_object__next_program(self._handle, found):
             yield Program(self._library, found, os.fsdecode(functions.bpf_program__name(found)))
+
+
+class Map:
+    """A map in the kernel, whose keys and values are bytes here."""
+
+    def __init__(self, library: Library, handle: int, name: str, path: str):
+        functions = library.functions
+        self._library, self._name, self._path = library, name, path
+        self._handle = library.done(functions.bpf_map__fd(handle), name, path)
+        self._sizes = functions.bpf_map__key_size(handle), functions.bpf_map__value_size(handle)
+
+    def get(self, key: bytes) -> bytes | None:
+        """The value at `key`, None where there is none."""
+        value = self._library.ctypes.create_string_buffer(self._sizes[1])
+        result = self._library.functions.bpf_map_lookup_elem(self._handle, key, value)
+        if result == -ENOENT:
+            return None
+        self._done(result)
+        return bytes(value)
+
+    def put(self, key: bytes, value: bytes) -> None:
+        """Have `value` at `key`."""
+        if (len(key), len(value)) != self._sizes:
+            raise ValueError(f"{self._name}: keys and values are of {self._sizes} bytes")
+        self._done(self._library.functions.bpf_map_update_elem(self._handle, key, value, 0))
+
+    def remove(self, key: bytes) -> None:
+        """Have nothing at `key`, which may be so already."""
+        result = self._library.functions.bpf_map_delete_elem(self._handle, key)
+        if result != -ENOENT:
+            self._done(result)
+
+    def entries(self) -> Iterator[tuple[bytes, bytes]]:
+        """All entries, in no order.
+
+        What was there all the time comes; what comes or goes meanwhile may, or come twice.
+        """
+        c, call = self._library.ctypes, self._library.functions.bpf_map_lookup_batch
+        (key_size, value_size), room, before = self._sizes, _BATCH, None
+        place = c.create_string_buffer(max(key_size, 8))
+        while True:
+            keys = c.create_string_buffer(room * key_size)
+            values = c.create_string_buffer(room * value_size)
+            count = c.c_uint32(room)
+            after = c.create_string_buffer(len(place))
+            result = call(self._handle, before, after, keys, values, c.byref(count), None)
+            if result == -ENOSPC:  # those whose keys have one hash do not fit
+                room *= 2
+                continue
+            if result != -ENOENT:
+                self._done(result)
+            found = memoryview(keys), memoryview(values)
+            for n in range(count.value):
+                key = bytes(found[0][n * key_size : (n + 1) * key_size])
+                yield key, bytes(found[1][n * value_size : (n + 1) * value_size])
+            if result:
+                return
+            before = place = after
+
+    def _done(self, result: int) -> None:
+        self._library.done(result, self._name, self._path)
 
 
 class Ring:

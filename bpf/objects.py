@@ -13,9 +13,12 @@ from unwind.errors import SourceError
 __all__ = ["built_in"]
 
 
-def built_in(arch: str) -> str:
-    """The path of the object for an architecture; SourceError that says how to come by it."""
-    path = os.path.join(os.path.dirname(__file__), f"unwind.{arch}.bpf.o")
+def built_in(arch: str, name: str = "unwind") -> str:
+    """The path of an object for an architecture; SourceError that says how to come by it.
+
+    `name` is that of its source, NAME.bpf.c.
+    """
+    path = os.path.join(os.path.dirname(__file__), f"{name}.{arch}.bpf.o")
     if not os.path.exists(path):
         raise SourceError(
             f"the BPF programs for {arch} are not built",

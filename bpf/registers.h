@@ -8,10 +8,22 @@
 /* psABIs and Linux v6.13 include/uapi/linux/elf-em.h. */
 #if defined(__TARGET_x86_64)
 #define EVENT_ARCH	62	/* EM_X86_64 */
-#define USER_SP(regs)	((regs)->sp)
+#define USER_SP(from)	((from)->sp)
+#define USER_PC(from)	((from)->ip)
+
+/* Arguments of a call, and what it gives back: x86-64 psABI 1.0 §3.2.3. */
+#define USER_RESULT(from)	((from)->ax)
+#define USER_ARGUMENTS(from)	{ (from)->di, (from)->si, (from)->dx }
+
+/* The call has pushed where it returns to, and its return takes that off. */
+#define RETURN_SLOT	8
+
+/* What a call preserves: ibidem fig. 3.4. */
+#define PRESERVED(from) \
+	{ (from)->bx, (from)->bp, (from)->r12, (from)->r13, (from)->r14, (from)->r15 }
 
 /* A segment of 32-bit code: __USER32_CS, Linux v6.13 arch/x86/include/asm/segment.h. */
-#define IS_COMPAT(regs)	((regs)->cs == 0x23)
+#define IS_COMPAT(from)	((from)->cs == 0x23)
 
 inline_always void copy_registers(struct registers *to, const USER_REGS *from)
 {
@@ -38,10 +50,21 @@ inline_always void copy_registers(struct registers *to, const USER_REGS *from)
 
 #elif defined(__TARGET_arm64)
 #define EVENT_ARCH	183	/* EM_AARCH64 */
-#define USER_SP(regs)	((regs)->sp)
+#define USER_SP(from)	((from)->sp)
+#define USER_PC(from)	((from)->pc)
+#define USER_LINK(from)	((from)->regs[30])
+
+/* Arguments of a call, what it gives back, what it preserves, and where it returns to: AAPCS64. */
+#define USER_RESULT(from)	((from)->regs[0])
+#define USER_ARGUMENTS(from)	{ (from)->regs[0], (from)->regs[1], (from)->regs[2] }
+#define RETURN_SLOT	0
+#define PRESERVED(from) \
+	{ (from)->regs[19], (from)->regs[20], (from)->regs[21], (from)->regs[22], \
+	  (from)->regs[23], (from)->regs[24], (from)->regs[25], (from)->regs[26], \
+	  (from)->regs[27], (from)->regs[28], (from)->regs[29], (from)->regs[30] }
 
 /* PSR_MODE32_BIT: Linux v6.13 arch/arm64/include/uapi/asm/ptrace.h */
-#define IS_COMPAT(regs)	((regs)->pstate & 0x10)
+#define IS_COMPAT(from)	((from)->pstate & 0x10)
 
 #define COPY(n)	(to->x##n = from->regs[n])
 
@@ -57,8 +80,20 @@ inline_always void copy_registers(struct registers *to, const USER_REGS *from)
 
 #elif defined(__TARGET_mips)
 #define EVENT_ARCH	8	/* EM_MIPS */
-#define USER_SP(regs)	((regs)->regs[29])
-#define IS_COMPAT(regs)	0
+#define USER_WORD	__u32
+#define USER_SP(from)	((from)->regs[29])
+#define USER_PC(from)	((from)->cp0_epc)
+#define USER_LINK(from)	((from)->regs[31])
+#define IS_COMPAT(from)	0
+
+/* The same, o32: MIPS psABI 3rd ed. §3-16. */
+#define USER_RESULT(from)	((from)->regs[2])
+#define USER_ARGUMENTS(from)	{ (from)->regs[4], (from)->regs[5], (from)->regs[6] }
+#define RETURN_SLOT	0
+#define PRESERVED(from) \
+	{ (from)->regs[16], (from)->regs[17], (from)->regs[18], (from)->regs[19], \
+	  (from)->regs[20], (from)->regs[21], (from)->regs[22], (from)->regs[23], \
+	  (from)->regs[28], (from)->regs[30], (from)->regs[31] }
 
 #define COPY(name, n)	(to->name = from->regs[n])
 
@@ -77,6 +112,10 @@ inline_always void copy_registers(struct registers *to, const USER_REGS *from)
 	to->pc = from->cp0_epc;
 	to->cause = from->cp0_cause;
 }
+#endif
+
+#if !defined(USER_WORD)
+#define USER_WORD	__u64
 #endif
 
 /* Where the kernel keeps what the user had when he entered it. */

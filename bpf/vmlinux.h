@@ -36,8 +36,23 @@ struct pid {
 	struct upid numbers[1];
 };
 
+/* Pages of user space's own code in which uretprobes have calls return. */
+struct xol_area {
+	unsigned long vaddr;
+};
+
+struct uprobes_state {
+	struct xol_area *xol_area;
+};
+
+struct mm_struct {
+	unsigned long exec_vm;	/* pages of code: it changes when code is mapped or unmapped */
+	struct uprobes_state uprobes_state;
+};
+
 struct task_struct {
 	unsigned int flags;
+	struct mm_struct *mm;
 	struct task_struct *group_leader;
 	struct pid *thread_pid;
 };

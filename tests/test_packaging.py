@@ -115,9 +115,13 @@ def test_a_wheel_has_bpf_objects_where_there_is_clang(
     need("clang", "make")
     tree = shutil.copytree(unpacked, tmp_path / "tree", ignore=shutil.ignore_patterns("build"))
     built = wheel_files(build("wheel", tree, os.environ["PATH"]))
+    programs = [path.name.removesuffix(".bpf.c") for path in (ROOT / "bpf").glob("*.bpf.c")]
     objects = {
-        f"unwind/bpf/unwind.{arch}.bpf.o" for arch in ("x86_64", "arm64", "mips32", "mips32el")
+        f"unwind/bpf/{program}.{arch}.bpf.o"
+        for arch in ("x86_64", "arm64", "mips32", "mips32el")
+        for program in programs
     }
+    assert len(objects) >= 8
     assert built == wheel_files(wheel) | objects
     assert not objects & wheel_files(wheel), "one was shipped in the sdist"
 

@@ -85,7 +85,7 @@ class RingBufferSource(Source):
         self._links: list[Link] = []
         self._ring: Ring | None = None
         self._spaces: Spaces | None = None
-        path = options.object or built_in(arch.name)
+        path = options.object or built_in(arch.name, where.object_name)
         with open(path, "rb") as file:
             data = file.read()
         self._layout, btf = read_layout(Elf(data, path), arch)
@@ -95,7 +95,7 @@ class RingBufferSource(Source):
             self._object.preset(".rodata", _settings(btf, options))
             self._object.resize("events", options.ring_size)
             where.prepare(self._object)
-            self._object.load([where.program])
+            self._object.load(where.programs)
             self._spaces = Spaces(arch, files)
             self._ring = self._object.ring("events", self._take)
             self._links = where.attach(self._object, options.pid, options.cookie)
@@ -125,8 +125,8 @@ class RingBufferSource(Source):
             if not (event.is_kernel_thread or event.is_compat):
                 yield self.snapshot(event)
 
-    def events(self, seconds: float | None = None) -> Iterator[Event]:
-        """The events for so long, in the order of time.
+    def events(self, seconds: float | None = None, pausing: bool = False) -> Iterator[Event]:
+        """The events for so long, in the order of time; `pausing`: more are caught meanwhile.
 
         An address space is as it was at an event until the next one is asked for.
         """
@@ -136,14 +136,14 @@ class RingBufferSource(Source):
         assert ring is not None, "the source is open"
         assert spaces is not None, "the source is open"
         end = float("inf") if seconds is None else monotonic() + seconds
-        last = False
-        while not last:
-            last = self._stopped or monotonic() >= end
-            if last:
-                while self._links:
-                    self._links.pop().close()
+        over = done = False
+        while not done:
+            over = self._stopped or monotonic() >= end
+            last = self._stopped or (over and not pausing)
+            while last and self._links:
+                self._links.pop().close()
             before = int(1e9 * monotonic()) - _SETTLED
-            if last or self._queued:
+            if over or self._queued:
                 ring.consume()
             else:
                 ring.poll(max(min(_AT_ONCE, end - monotonic()), 0.001))
@@ -154,7 +154,7 @@ class RingBufferSource(Source):
                 yield event
                 if n % _COLLECT == 0:
                     spaces.collect()
-            last = last and not batch
+            done = over and not (last and batch)
             if not batch:
                 spaces.until(before)
 

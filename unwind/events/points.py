@@ -54,6 +54,16 @@ class Point(Value):
         """The program that is attached there."""
         return f"on_{self.kind}"
 
+    @property
+    def object_name(self) -> str:
+        """The object that has them, of those that are built in."""
+        return "unwind"
+
+    @property
+    def programs(self) -> tuple[str, ...]:
+        """The programs that are to be loaded."""
+        return (self.program,)
+
     def prepare(self, object: BpfObject) -> None:
         """What the program has to be told before it is loaded."""
         if self.kind in _TYPED:
