@@ -239,8 +239,9 @@ class Counts:
         kernel: tuple[int, ...] = (),
         detail: str = "",
         time: float = 0.0,
+        count: int = 1,
     ) -> None:
-        """One sample of a table's thread, whose user stack is `pcs`, innermost first.
+        """One sample of a table's thread, or `count`, whose user stack is `pcs`, innermost first.
 
         `how` is a pair for each of the pcs: the frame's Trust, and whether it made a call. None
         says: the innermost is the source's, the others are return addresses found by CFI.
@@ -254,7 +255,7 @@ class Counts:
             tally = table[key] = Tally(self._made)
             self._made += 1
             self._waiting += 1
-        tally.count += 1
+        tally.count += count
         tally.weight += weight
         if detail and (not tally.detail or detail < tally.detail):
             tally.detail = detail
