@@ -12,8 +12,9 @@ from _weakref import ref  # what `weakref` wraps, at a tenth of its cost at star
 from errno import ELOOP, ENOENT
 from stat import S_ISREG
 
+from unwind.debug_links import alternate_of, debug_link_of, supplement_of
 from unwind.elf import ET, Elf
-from unwind.errors import FormatError, MissingPackage
+from unwind.errors import FormatError
 from unwind.image import Image
 from unwind.modules import State
 from unwind.values import Value
@@ -23,13 +24,19 @@ __all__ = ["Candidate", "Files", "Found", "resolve"]
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
+    from typing import TypeVar
 
+    from unwind.debug_links import Alternate
+
+    How = TypeVar("How")
     Check = Callable[[Elf], str]
     Key = tuple[int, int, int, int]
 
 _DEBUG_DIR = "/usr/lib/debug"
 _DELETED = " (deleted)"  # what Linux adds to the path of a file that has no name any more
 _MOST_LINKS = 40  # as Linux allows in one path
+_LOADED = frozenset({ET.EXEC, ET.DYN})
+_WITH_DEBUG_INFO = _LOADED | {ET.REL}  # a .dwo and a .dwp are of this type
 _FLAGS = os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
 
 
@@ -156,18 +163,61 @@ class Files:
     def debug_file(self, image: Image) -> Image | None:
         """The separate debug file of `image`: by its build-id, else by its .gnu_debuglink."""
         build_id = image.build_id
-        for place, crc in self._debug_places(image):
+
+        def serves(found: Image, data: memoryview, crc: int | None) -> bool:
+            if found is image or (build_id and found.build_id not in (build_id, None)):
+                return False
+            return found.build_id == build_id if crc is None else _crc32(data) == crc
+
+        return self._first(self._debug_places(image), serves)
+
+    def alternate(self, elf: Elf) -> Elf | None:
+        """The file that `dwz` put into what several debug files share, `elf` among them.
+
+        By .gnu_debugaltlink and its build-id, or by .debug_sup and the checksum in both.
+        """
+        link = alternate_of(elf)
+        if link is None:
+            return None
+
+        def serves(found: Image, _data: memoryview, _how: None) -> bool:
+            if link.build_id is not None:
+                return found.build_id == link.build_id
+            said = supplement_of(found.elf)
+            return said is not None and said[0] and said[2] == link.checksum
+
+        found = self._first(self._alternate_places(elf, link), serves)
+        return found.elf if found is not None else None
+
+    def split_package(self, elf: Elf, path: str) -> Elf | None:
+        """The .dwp with the split debug info of the program or debug file `elf`, from `path`.
+
+        What it holds is not compared with anything: units in it are known by their ids.
+        """
+        found = self._first(self._package_places(elf, path), _any)
+        return found.elf if found is not None else None
+
+    def split_unit(self, image: Image, name: str, comp_dir: str) -> Elf | None:
+        """The .dwo of a unit, by its DW_AT_dwo_name and DW_AT_comp_dir.
+
+        Where it was written, else beside the program. Again, the unit in it is known by its id.
+        """
+        found = self._first(self._unit_places(image, name, comp_dir), _any)
+        return found.elf if found is not None else None
+
+    def _first(
+        self,
+        places: Iterator[tuple[Candidate, How]],
+        serves: Callable[[Image, memoryview, How], bool],
+    ) -> Image | None:
+        """The first file that serves; what cannot be read is passed over."""
+        for place, how in places:
             try:
-                found, data = self._open(place.real())
-                if found is image or (build_id and found.build_id not in (build_id, None)):
-                    continue
-                if crc is not None and _crc32(data) != crc:
-                    continue
-                if crc is None and found.build_id != build_id:
-                    continue
+                found, data = self._open(place.real(), _WITH_DEBUG_INFO)
+                if serves(found, data, how):
+                    return found
             except (_Unfit, OSError, ValueError, FormatError):
                 continue
-            return found
         return None
 
     def _places(
@@ -224,20 +274,64 @@ class Files:
         """Where the debug file of `image` may be, with its CRC where only that tells."""
         for place in self._by_build_id(image.build_id, ".debug"):
             yield place, None
-        link = _debug_link(image.elf)
+        link = debug_link_of(image.elf)
         if link is None or not image.path:
             return
-        name, crc = link
-        directory, root = os.path.dirname(os.path.realpath(image.path)), ""
+        directory, root = self._real_place(image.path)
+        yield Candidate(f"{directory}/{link.name}", root), link.crc
+        yield Candidate(f"{directory}/.debug/{link.name}", root), link.crc
+        for place in self._debug_roots():
+            yield Candidate(f"{place.path}{directory}/{link.name}", place.root), link.crc
+
+    def _alternate_places(self, elf: Elf, link: Alternate) -> Iterator[tuple[Candidate, None]]:
+        """Where the file may be that `elf` shares with others: its path may be relative."""
+        for place in self._by_build_id(link.build_id, ".debug"):
+            yield place, None
+        directory, root = self._real_place(elf.path)
+        yield Candidate(os.path.join(directory, link.path), root), None
+        if link.path.startswith("/"):
+            yield Candidate(link.path, self.root), None
+        for place in self._debug_roots():  # rpm and Debian move all of them here
+            yield Candidate(f"{place.path}/.dwz/{os.path.basename(link.path)}", place.root), None
+
+    def _package_places(self, elf: Elf, path: str) -> Iterator[tuple[Candidate, None]]:
+        """Where the .dwp of a program may be: beside it, or where its debug file would be."""
+        for place in self._by_build_id(elf.build_id, ".dwp"):
+            yield place, None
+        for name in dict.fromkeys((path, elf.path)):
+            if not name:
+                continue
+            directory, root = self._real_place(name)
+            stem = os.path.basename(name)
+            for each in dict.fromkeys((stem, stem.removesuffix(".debug"))):
+                yield Candidate(f"{directory}/{each}.dwp", root), None
+                for place in self._debug_roots():
+                    yield Candidate(f"{place.path}{directory}/{each}.dwp", place.root), None
+
+    def _unit_places(
+        self, image: Image, name: str, comp_dir: str
+    ) -> Iterator[tuple[Candidate, None]]:
+        """Where a .dwo may be."""
+        recorded = os.path.join(comp_dir, name)
+        mapped = self._mapped(recorded)
+        if mapped:
+            yield Candidate(mapped), None
+        if recorded.startswith("/"):
+            yield Candidate(recorded, self.root), None
+        if image.path:
+            directory, root = self._real_place(image.path)
+            for each in dict.fromkeys((name.lstrip("/"), os.path.basename(name))):
+                yield Candidate(f"{directory}/{each}", root), None
+
+    def _real_place(self, path: str) -> tuple[str, str]:
+        """The real directory of a file that was opened, and the root that it counts from."""
+        directory, root = os.path.dirname(os.path.realpath(path)), ""
         if self.sysroot and _below(os.path.realpath(self.sysroot), directory):
             root = os.path.realpath(self.sysroot)
             directory = directory[len(root.rstrip("/")) :]
-        yield Candidate(f"{directory}/{name}", root), crc
-        yield Candidate(f"{directory}/.debug/{name}", root), crc
-        for place in self._debug_roots():
-            yield Candidate(f"{place.path}{directory}/{name}", place.root), crc
+        return directory, root
 
-    def _open(self, path: str) -> tuple[Image, memoryview]:
+    def _open(self, path: str, types: frozenset[int] = _LOADED) -> tuple[Image, memoryview]:
         """The image of a regular file and the file's bytes; the same one for the same file."""
         status = os.stat(path)  # before `open`: that alone may wake a device
         if not S_ISREG(status.st_mode):
@@ -250,16 +344,13 @@ class Files:
             key = (status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns)
             known = self._images.get(key)
             if known is not None and (image := known[0]()) is not None:
-                return image, known[1]
+                return _of_type(image, types), known[1]
             if status.st_size == 0:
                 raise _Unfit("the file is empty")
             data = self._contents(handle, status)
         finally:
             os.close(handle)
-        elf = Elf(data, path)
-        if elf.header.type not in (ET.EXEC, ET.DYN):
-            raise _Unfit("neither a program nor a library")
-        image = Image(elf, path, debug=self.debug_file)
+        image = _of_type(Image(Elf(data, path), path, debug=self.debug_file), types)
         images = self._images
         images[key] = ref(image, lambda _: images.pop(key, None)), data
         return image, data
@@ -323,20 +414,14 @@ def _why(error: Exception) -> str:
     return error.reason if isinstance(error, FormatError) else str(error)
 
 
-def _debug_link(elf: Elf) -> tuple[str, int] | None:
-    """The file name and CRC in .gnu_debuglink; a name with a directory in it is refused."""
-    section = elf.section(".gnu_debuglink")
-    if section is None:
-        return None
-    try:
-        data = bytes(elf.data(section)[:4096])
-    except (FormatError, MissingPackage):
-        return None
-    name, _, _ = data.partition(b"\0")
-    at = (len(name) + 4) & ~3
-    if not name or b"/" in name or name in (b".", b"..") or at + 4 > len(data):
-        return None
-    return os.fsdecode(name), int.from_bytes(data[at : at + 4], elf.header.byteorder)
+def _of_type(image: Image, types: frozenset[int]) -> Image:
+    if image.elf.header.type not in types:
+        raise _Unfit("neither a program nor a library")
+    return image
+
+
+def _any(_found: Image, _data: memoryview, _how: None) -> bool:
+    return True
 
 
 def _crc32(data: memoryview) -> int:
