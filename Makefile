@@ -35,6 +35,7 @@ test-kernel: packages .venv-test/ready  ## crashes and events under Debian's ker
 	@sh tools/debian-packages.sh qemu-system-arm qemu-system-mips qemu-system-x86
 	$(TEST) -m tests.kernel $(ARGS)
 	$(TEST) -m tests.event_kernel
+	$(TEST) -m tests.dump_kernel
 
 test-pictures: packages .venv-test/ready  ## profiles in the programs that people look at them with
 	@sh tools/debian-packages.sh chromium fonts-dejavu-core golang-go libdevel-nytprof-perl linux-perf

@@ -101,8 +101,7 @@ def unpack(machine: Machine, root: Path) -> None:
 
 def guest(kernel: Path, busybox: Path, command: str, places: Sequence[str]) -> bytes:
     """A root that mounts the other and runs the command at each place, one after another."""
-    found = {path.stem: path for path in (kernel.parent.parent / "lib").rglob("*.ko")}
-    modules = [name for name in MODULES if name in found]
+    modules, found = modules_of(kernel)
     lines = [
         "#!/bin/busybox sh",
         "export PATH=/bin",
@@ -124,6 +123,12 @@ def guest(kernel: Path, busybox: Path, command: str, places: Sequence[str]) -> b
     members = {f"lib/{name}.ko": found[name].read_bytes() for name in modules}
     members |= {"init": "\n".join(lines).encode() + b"\n", "bin/busybox": busybox.read_bytes()}
     return newc(members)
+
+
+def modules_of(kernel: Path) -> tuple[list[str], dict[str, Path]]:
+    """What a guest loads to reach the other root, in that order, and where all modules lie."""
+    found = {path.stem: path for path in (kernel.parent.parent / "lib").rglob("*.ko")}
+    return [name for name in MODULES if name in found], found
 
 
 def boot(machine: Machine, kernel: Path, initrd: Path, root: Path) -> str:

@@ -105,9 +105,12 @@ def _tree_of_nobody() -> Path:
 
 
 def as_nobody(
-    module: str, *arguments: str, capabilities: str = ""
+    module: str, *arguments: str, capabilities: str = "", stdin: Path | None = None
 ) -> subprocess.CompletedProcess[str]:
-    """A module run by an ordinary user, with a capability where one is named."""
+    """A module run by an ordinary user, with a capability where one is named.
+
+    `stdin` is a file that comes to it through a pipe.
+    """
     need("setpriv")
     need_root()
     words = ["setpriv", "--reuid", str(NOBODY), "--regid", str(NOBODY), "--clear-groups"]
@@ -119,7 +122,10 @@ def as_nobody(
     readable = run(*words, "-c", f"import {module}", cwd=Path("/"), PYTHONPATH=tree)
     if readable.returncode:
         cannot(f"user {NOBODY} cannot run {interpreter}: {readable.stderr.strip()[-200:]}")
-    return run(*words, "-m", module, *arguments, cwd=Path("/"), PYTHONPATH=tree)
+    words += ["-m", module, *arguments]
+    if stdin is not None:
+        words = ["sh", "-c", 'file=$1; shift; cat "$file" | "$@"', "sh", str(stdin), *words]
+    return run(*words, cwd=Path("/"), PYTHONPATH=tree)
 
 
 def validate(document: object) -> None:

@@ -169,7 +169,7 @@ def test_holes_take_no_room(tmp_path: Path) -> None:
         size = 0
         for start in range(0, len(DATA), unpack._CHUNK):
             chunk = DATA[start : start + unpack._CHUNK]
-            unpack._write_sparse(file.fileno(), start, chunk)
+            unpack.write_sparse(file.fileno(), start, chunk)
             size = start + len(chunk)
         os.truncate(file.fileno(), size)
     assert path.read_bytes() == DATA
@@ -228,7 +228,7 @@ def test_what_is_not_wanted_is_not_unpacked(
     path = tmp_path / "core"
     data = b"a log" + bytes(1 << 22)
     path.write_bytes(PACKERS[method](data) if method else data)
-    monkeypatch.setattr(unpack, "_write_sparse", lambda *_: pytest.fail("unpacked"))
+    monkeypatch.setattr(unpack, "write_sparse", lambda *_: pytest.fail("unpacked"))
     with pytest.raises(SourceError, match="b'a log"):
         load(str(path), None, check)
 

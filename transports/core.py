@@ -15,7 +15,7 @@ from unwind.snapshot import Signal, Snapshot, Source
 from unwind.space import AddressSpace, Region, regions_of
 from unwind.unpack import Input, load
 
-__all__ = ["TRANSPORT", "CoreSource", "check_head"]
+__all__ = ["TRANSPORT", "CoreSource", "check_head", "loads_of"]
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -32,16 +32,26 @@ _FILTER = (
 
 
 class CoreSource(Source):
-    """An open core. `threads` begins with the one that crashed."""
+    """An open core. `threads` begins with the one that crashed.
+
+    `memory` may stand for what the core holds of it.
+    """
 
     kind = "core"
 
-    def __init__(self, arch: Architecture, path: str, data: Input, elf: Elf, files: Files):
+    def __init__(
+        self,
+        arch: Architecture,
+        path: str,
+        data: Input,
+        elf: Elf,
+        files: Files,
+        memory: CoreMemory | None = None,
+    ):
         super().__init__(arch, path)
         self._input = data
         self.warnings += data.warnings
-        loads = [row for row in elf.program_rows if row[0] == PT.LOAD]
-        self.memory = CoreMemory(data.data, loads, data.read)
+        self.memory = memory or CoreMemory(data.data, loads_of(elf), data.read)
         notes = read_notes(elf, arch)
         self.arch = arch = _with_address_bits(arch, notes.pac_mask, self.memory)
         self.warnings += notes.warnings
@@ -217,14 +227,28 @@ class _CoreTransport:
             load(path, files.progress, lambda head: check_head(head, path)), path, files
         )
 
-    def read(self, data: Input, path: str, files: Files) -> CoreSource:
-        """The core in `data`, which is closed with it; errors as of `open`."""
+    def read(
+        self,
+        data: Input,
+        path: str,
+        files: Files,
+        memory: CoreMemory | None = None,
+    ) -> CoreSource:
+        """The core in `data`, which is closed with it; errors as of `open`.
+
+        `memory` may stand for what the core holds of it.
+        """
         try:
             elf = Elf(memoryview(data.data), path)
-            return CoreSource(architecture(elf), path, data, elf, files)
+            return CoreSource(architecture(elf), path, data, elf, files, memory)
         except BaseException:
             data.close()
             raise
+
+
+def loads_of(elf: Elf) -> list[tuple[int, ...]]:
+    """The mappings of a core, as `Elf.program_rows` has them."""
+    return [row for row in elf.program_rows if row[0] == PT.LOAD]
 
 
 def check_head(head: bytes, path: str) -> None:

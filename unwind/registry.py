@@ -93,11 +93,20 @@ def _load(name: str) -> Any:
     return sys.modules[name]
 
 
+_listed: dict[str, list[str]] = {}
+
+
 def _modules(package: str) -> list[str]:
-    """The full names of the modules of `unwind.<package>`, sorted."""
-    head = _load(f"unwind.{package}")
-    names = {name.partition(".")[0] for path in head.__path__ for name in os.listdir(path)}
-    return [f"unwind.{package}.{name}" for name in sorted(names) if name[:1] not in "_."]
+    """The full names of the modules of `unwind.<package>`, sorted; listed once.
+
+    Who gives up privileges may not be able to list them any more.
+    """
+    if package not in _listed:
+        head = _load(f"unwind.{package}")
+        names = {name.partition(".")[0] for path in head.__path__ for name in os.listdir(path)}
+        found = [f"unwind.{package}.{name}" for name in sorted(names) if name[:1] not in "_."]
+        _listed[package] = found
+    return _listed[package]
 
 
 def _all(arch: Architecture | tuple[Architecture, ...]) -> tuple[Architecture, ...]:

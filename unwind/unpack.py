@@ -14,7 +14,7 @@ from stat import S_ISDIR, S_ISREG
 
 from unwind.errors import MissingPackage, SourceError
 
-__all__ = ["LARGEST", "Input", "load"]
+__all__ = ["LARGEST", "Input", "load", "write_sparse"]
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -126,7 +126,7 @@ class _Copy:
                     check(chunk[:_HEAD])
                 if written + len(chunk) > LARGEST:
                     raise SourceError(f"it unpacks to more than {LARGEST} bytes", self.path)
-                _write_sparse(copy, written, chunk)
+                write_sparse(copy, written, chunk)
                 written += len(chunk)
             if written == 0:
                 reason = self.warnings[0] if self.warnings else "there are no bytes in it"
@@ -260,7 +260,7 @@ class _Damaged(Exception):
     """What is wrong with compressed data."""
 
 
-def _write_sparse(handle: int, at: int, chunk: bytes) -> None:
+def write_sparse(handle: int, at: int, chunk: bytes) -> None:
     """Write `chunk` at offset `at`, its pages of zeroes left out."""
     size = len(chunk)
     if chunk == _ZEROES[:size]:

@@ -13,6 +13,7 @@ from unwind.cli.stacks import (
     files_of,
     print_stacks,
 )
+from unwind.errors import SourceError
 
 __all__ = ["main", "parser", "program"]
 
@@ -44,6 +45,7 @@ def _declare(parser: Parser) -> None:
     group = parser.add_argument_group("what to read")
     group.add_argument(
         "core",
+        nargs="?",
         metavar="CORE",
         help="the core, or a file that --record wrote, also compressed; - is standard input",
     )
@@ -51,10 +53,51 @@ def _declare(parser: Parser) -> None:
     add_file_options(parser)
     add_walk_options(parser)
     add_record_options(parser)
+    _add_kernel_options(parser)
     add_common_options(parser)
 
 
+def _add_kernel_options(parser: Parser) -> None:
+    group = parser.add_argument_group("as the kernel's handler of crashes (docs/crashes.md)")
+    group.add_argument(
+        "--from-kernel",
+        nargs=3,
+        metavar="ID",
+        help="in kernel.core_pattern, with %%P %%I %%s; the core comes by standard input",
+    )
+    group.add_argument("--store", metavar="DIR", help="write the report to a new file in DIR")
+    group.add_argument(
+        "--store-limit",
+        type=_count,
+        default=256,
+        metavar="MB",
+        help="remove the oldest reports where all take more than so much (256)",
+    )
+    group.add_argument(
+        "--max-time",
+        type=_count,
+        default=30,
+        metavar="S",
+        help="end after so many seconds, for which the process is kept (30)",
+    )
+
+
+def _count(text: str) -> int:
+    """argparse: a positive number."""
+    if (number := int(text)) < 1:
+        raise ValueError(text)
+    return number
+
+
 def _command(options: Options) -> int:
+    if options.from_kernel is not None:
+        from unwind.cli.from_kernel import handle
+
+        return handle(options)
+    if options.core is None:
+        raise SourceError("no core is given", hint="unwind-core CORE, or - for standard input")
+    if options.store is not None:
+        raise SourceError("--store is for --from-kernel")
     progress = Progress("reading")
     with files_of(options, progress) as files, _opened(options.core, files) as source:
         progress.close()

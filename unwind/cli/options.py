@@ -89,6 +89,7 @@ class PlainParser:
         default: object = None,
         type: Callable[[str], object] = str,
         choices: Container[object] | None = None,
+        nargs: int | str | None = None,
         metavar: str = "",
         help: str = "",
         version: str = "",
@@ -96,6 +97,8 @@ class PlainParser:
     ) -> None:
         """An option or, where the name begins with no dash, an argument by its position."""
         self._is_plain = self._is_plain and not required  # whether it is there, argparse sees
+        if nargs is not None and names[0][:1] == "-":
+            action = "several"  # of one that is given, argparse makes a list
         self._arguments.append(_Argument(names, action, default, type, choices, self._rivals))
 
     def parse(self, words: Sequence[str]) -> dict[str, object] | None:
@@ -103,7 +106,8 @@ class PlainParser:
         if not self._is_plain:
             return None
         known = [argument for argument in self._arguments if argument.action in _PLAIN]
-        values = {argument.name: argument.default for argument in known}
+        several = [argument for argument in self._arguments if argument.action == "several"]
+        values = {argument.name: argument.default for argument in [*known, *several]}
         options = {name: argument for argument in known for name in argument.options}
         positions = [argument for argument in known if not argument.options]
         given: list[PlainParser] = []  # the groups of rivals that have spoken

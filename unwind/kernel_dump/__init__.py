@@ -1,0 +1,1 @@
+"""Crashes as the kernel hands them to a program: what `unwind-core --from-kernel` is made of."""
