@@ -31,6 +31,7 @@ ORDERED = {
     "bpf",
     "dwarf",
     "events",
+    "lines",
     "live",
     "perf",
     "remote",

@@ -8,7 +8,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Literal, Protocol
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Collection, Iterator, Sequence
 
     from unwind import symtab
     from unwind.files import Files
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 __all__ = [
     "ByteOrder",
     "FileTransport",
+    "Location",
     "Memory",
     "RowSource",
     "Symbol",
@@ -99,11 +100,47 @@ class Symbol(Protocol):
         ...
 
 
+class Location(Protocol):
+    """A place in source: a function and where in it; what is not known is None."""
+
+    @property
+    def function(self) -> str | None:
+        """The function's name, mangled where the compiler mangles it."""
+        ...
+
+    @property
+    def file(self) -> str | None:
+        """The path of the source file, as the compiler wrote it."""
+        ...
+
+    @property
+    def line(self) -> int | None:
+        """Counted from 1."""
+        ...
+
+    @property
+    def column(self) -> int | None:
+        """Counted from 1."""
+        ...
+
+
 class Symbolizer(Protocol):
-    """Names for places; lines and inlined functions come behind the same method later."""
+    """Names for places, and where they are in source."""
+
+    @property
+    def problems(self) -> Collection[str]:
+        """A sentence for each kind of damage that was met in debug info."""
+        ...
 
     def symbol(self, image: Image, vaddr: int) -> Symbol | None:
         """The best symbol that covers `vaddr`, or None."""
+        ...
+
+    def locations(self, image: Image, vaddr: int) -> Sequence[Location]:
+        """The places in source of `vaddr`: the innermost inlined call first, the function last.
+
+        Each but the first is where the one before it is called. None where nothing is known.
+        """
         ...
 
 

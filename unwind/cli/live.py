@@ -78,7 +78,7 @@ def _command(options: Options) -> int:
     with files_of(options) as files:
         if options.every is None:
             with _opened(options, files) as source:
-                return print_stacks(_PROG, options, source)
+                return print_stacks(_PROG, options, source, files)
         return _again_and_again(options, files)
 
 
@@ -91,7 +91,7 @@ def _again_and_again(options: Options, files: Files) -> int:
     before = _opened(options, files)
     try:
         while True:
-            code = max(code, print_stacks(_PROG, options, before))
+            code = max(code, print_stacks(_PROG, options, before, files))
             sys.stdout.flush()
             done += 1
             if done == options.count:

@@ -82,7 +82,7 @@ def _command(options: Options) -> int:
         ) as source,
     ):
         source.stays = options.stay
-        code = print_stacks(_PROG, options, source)
+        code = print_stacks(_PROG, options, source, files)
         if not options.stay and not source.detach():
             warn(_PROG, "the stub does not say that it lets the target go on")
         return code

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import sys
 
+from unwind.cli.names import add_name_options, names_of, source_line_of
 from unwind.cli.plumbing import Progress, wants_colour, warn
 from unwind.errors import SourceError
 from unwind.frames import End
@@ -66,6 +67,7 @@ def add_output_options(parser: Parser) -> None:
         help="for each frame what every source of rows makes of it, agreeing or not",
     )
     group.add_argument("-q", "--quiet", action="store_true", help="no header")
+    add_name_options(parser)
 
 
 def add_file_options(parser: Parser) -> None:
@@ -147,14 +149,16 @@ def files_of(options: Options, progress: Progress | None = None) -> Files:
     )
 
 
-def print_stacks(prog: str, options: Options, source: Source) -> int:
+def print_stacks(prog: str, options: Options, source: Source, files: Files | None = None) -> int:
     """Print what the options ask for; 1 when strictness was asked for and not met.
+
+    `files` finds what debug info leads to: the other files that it was put into.
 
     Raises SourceError where the source has no thread, or none of those that were asked for.
     """
     if options.with_modules and options.record is None:
         raise SourceError("--with-modules says what --record keeps, and that is not given")
-    return _Report(prog, options, source).print()
+    return _Report(prog, options, source, files).print()
 
 
 def sources_of(options: Options, arch: Architecture) -> list[RowSource]:
@@ -175,10 +179,8 @@ def sources_of(options: Options, arch: Architecture) -> list[RowSource]:
 class _Report:
     """One run of a command over one opened source."""
 
-    def __init__(self, prog: str, options: Options, source: Source):
+    def __init__(self, prog: str, options: Options, source: Source, files: Files | None):
         from unwind.methods import METHODS
-        from unwind.symbols.names import Names
-        from unwind.symbols.table import TableSymbolizer
         from unwind.unwinder import DEFAULT_LIMIT, Unwinder
 
         self.prog = prog
@@ -186,7 +188,7 @@ class _Report:
         self.source = source
         sources = sources_of(options, source.arch)
         self.unwinder = Unwinder(source.arch, sources, options.max_frames or DEFAULT_LIMIT)
-        self.names = Names(TableSymbolizer())
+        self.names = names_of(options, files)
         # Who cross-checks asks all sources, whichever the walk goes by.
         self.judge = Unwinder(source.arch, [make(source.arch) for make in METHODS.values()])
 
@@ -196,6 +198,8 @@ class _Report:
         complete = self._json(snapshots) if self.options.json else self._text(snapshots)
         for name, problem in self.names.problems.items():
             self._warn(f"{name}: no symbols: {problem}")
+        for problem in self.names.damage:
+            self._warn(f"no lines: {problem}")
         if self.options.record is not None:
             self._record(snapshots)
         return 1 if self.options.strict and not complete else 0
@@ -270,6 +274,7 @@ class _Report:
             colour=wants_colour(),
             shorten=options.max_frames is None,
             registers=options.registers,
+            source_line=source_line_of(options),
         )
         modules = _modules(snapshots)
         if not options.quiet:

@@ -11,6 +11,7 @@ __all__ = ["TableSymbolizer"]
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from unwind.image import Image
+    from unwind.lines.lookup import Location
     from unwind.symtab import Symbol
 
 
@@ -27,6 +28,11 @@ class TableSymbolizer:
     def __init__(self) -> None:
         self._known: dict[Image, tuple[list[int], list[tuple[int, Symbol | None]]]] = {}
         self._kept = 0
+
+    @property
+    def problems(self) -> dict[str, None]:
+        """None: what is wrong with symbol tables, `image.symbols.problems` tells."""
+        return {}
 
     def symbol(self, image: Image, vaddr: int) -> Symbol | None:
         """The best symbol that covers `vaddr`, or None.
@@ -52,6 +58,10 @@ class TableSymbolizer:
             stretches.insert(n, (high, found))
             self._kept += 1
         return found if found is not None else self._unlisted(image, vaddr)
+
+    def locations(self, image: Image, vaddr: int) -> tuple[Location, ...]:
+        """(): symbol tables know no lines."""
+        return ()
 
     def _unlisted(self, image: Image, vaddr: int) -> Symbol | None:
         """The name of a place that no table has: it may be in a linkage table."""

@@ -6,7 +6,7 @@ import os
 
 from unwind.writers.escape import escape
 
-__all__ = ["SCHEMA", "document", "dumps", "frame_entry", "module_entry", "plain_text"]
+__all__ = ["SCHEMA", "document", "dumps", "frame_entries", "module_entry", "plain_text"]
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from unwind.frames import Frame, Stack
     from unwind.modules import Module
     from unwind.snapshot import Snapshot, Source
-    from unwind.symbols.names import Name
+    from unwind.symbols.names import Inlined, Name
 
 SCHEMA = "unwind-stack/1"
 
@@ -38,8 +38,8 @@ def document(
     index = {id(module): n for n, module in enumerate(listed)}
     arch = source.arch
 
-    def frame_of(snapshot: Snapshot, frame: Frame) -> dict[str, Any]:
-        found = frame_entry(frame, arch, index, name)
+    def frames_of(snapshot: Snapshot, frame: Frame) -> list[dict[str, Any]]:
+        *inlined, found = frame_entries(frame, arch, index, name)
         if registers:
             found["registers"] = {
                 arch.register_name(n): hex(value) for n, value in sorted(frame.registers.items())
@@ -49,12 +49,12 @@ def document(
         if cross_check is not None:
             opinions = [_opinion(opinion) for opinion in cross_check(snapshot, frame)]
             found.setdefault("explain", {})["cross_check"] = opinions
-        return found
+        return [*inlined, found]
 
-    stacks = [
-        {**_thread(s), "frames": [frame_of(s, f) for f in stack.frames], "end": _end(stack)}
-        for s, stack in threads
-    ]
+    stacks = []
+    for snapshot, stack in threads:
+        frames = [entry for frame in stack.frames for entry in frames_of(snapshot, frame)]
+        stacks.append({**_thread(snapshot), "frames": frames, "end": _end(stack)})
     return {
         "schema": SCHEMA,
         "source": _source(source),
@@ -133,13 +133,16 @@ def _thread(snapshot: Snapshot) -> dict[str, Any]:
     return found
 
 
-def frame_entry(
+def frame_entries(
     frame: Frame,
     arch: Architecture,
     index: dict[int, int],
     name: Callable[[Module | None, int, int], Name],
-) -> dict[str, Any]:
-    """An element of a thread's `frames`; `index` has the modules' indices by their ids."""
+) -> list[dict[str, Any]]:
+    """Elements of a thread's `frames`: what is inlined at a frame, innermost first, and itself.
+
+    `index` has the modules' indices by their ids.
+    """
     module = frame.module
     found: dict[str, Any] = {"pc": hex(frame.pc), "trust": frame.trust, "inline": False}
     if frame.cfa is not None:
@@ -154,6 +157,26 @@ def frame_entry(
     found["symbol"] = plain_text(called.symbol) if called.symbol is not None else None
     found["offset"] = hex(called.offset) if called.offset is not None else None
     found["signal"] = frame.signal
+    found |= _source_place(called)
+    inlined = []
+    for call in called.inlined:
+        entry: dict[str, Any] = {"pc": found["pc"], "trust": found["trust"], "inline": True}
+        entry |= {key: found[key] for key in ("module", "vaddr") if key in found}
+        entry["function"] = plain_text(call.function) if call.function is not None else None
+        entry["symbol"] = plain_text(call.symbol) if call.symbol is not None else None
+        inlined.append(entry | _source_place(call))
+    return [*inlined, found]
+
+
+def _source_place(place: Name | Inlined) -> dict[str, Any]:
+    """`file`, `line` and `column`, as far as they are known."""
+    if place.file is None:
+        return {}
+    found: dict[str, Any] = {"file": plain_text(place.file)}
+    if place.line is not None:
+        found["line"] = place.line
+        if place.column is not None:
+            found["column"] = place.column
     return found
 
 

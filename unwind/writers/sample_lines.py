@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from unwind.frames import Frame, Trust
 from unwind.registers import Registers
-from unwind.writers.json_document import document, dumps, frame_entry, module_entry, plain_text
+from unwind.writers.json_document import document, dumps, frame_entries, module_entry, plain_text
 
 __all__ = ["SampleLines"]
 
@@ -118,7 +118,7 @@ class SampleLines:
         lookup_pc = self._arch.call_before(pc) if called else pc
         module = space.find(lookup_pc)
         frame = Frame(pc, lookup_pc, _NO_REGISTERS, module, trust, called, None, signal)
-        entry = frame_entry(frame, self._arch, self._index, self._name)
+        *inlined, entry = frame_entries(frame, self._arch, self._index, self._name)
         if entry["function"] is None:
             site = self._site(space, pc, called)
             if site.function is not None:
@@ -130,7 +130,7 @@ class SampleLines:
             self._kept = 0
         self._kept += 1
         before, mark, behind = dumps(entry).partition('"inline":false,')
-        return before + mark, behind
+        return "".join([f"{dumps(call)}," for call in inlined]) + before + mark, behind
 
     def _kernel_frame(self, pc: int, called: bool) -> str:
         site = self._kernel_site(pc, called)

@@ -7,7 +7,7 @@ from unwind.modules import State
 from unwind.signals import CODES
 from unwind.writers.escape import escape
 
-__all__ = ["TextWriter"]
+__all__ = ["TextWriter", "source_place"]
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from unwind.modules import Module
     from unwind.snapshot import Snapshot, Source
     from unwind.space import AddressSpace
-    from unwind.symbols.names import Name
+    from unwind.symbols.names import Inlined, Name
 
 # Of a longer stack the text shows the first and the last frames: who overflows, and who began it.
 SHOWN_FIRST, SHOWN_LAST = 1024, 16
@@ -32,6 +32,7 @@ class TextWriter:
 
     `name(module, pc, lookup_pc)` names a place. With `shorten`, only the two ends of a very long
     stack are shown. `notes(snapshot, frame)` gives further lines for below a frame.
+    `source_line(file, number)` gives a line of code to print, None where it is not there.
     """
 
     def __init__(
@@ -41,12 +42,14 @@ class TextWriter:
         colour: bool = False,
         shorten: bool = True,
         registers: bool = False,
+        source_line: Callable[[str, int], str | None] | None = None,
     ):
         self.arch = arch
         self.name = name
         self.colour = colour
         self.shorten = shorten
         self.registers = registers
+        self.source_line = source_line
         self._digits = 2 * arch.word
         self._heads: list[str] = []  # of lines: the frames' numbers
         self._places: dict[AddressSpace, tuple[_Places, _Places]] = {}
@@ -153,16 +156,39 @@ class TextWriter:
         return found
 
     def place(self, module: Module | None, pc: int, lookup_pc: int) -> str:
-        """A pc with its function, the offset in it and the module's file, as far as known."""
+        """A pc with its function, the offset in it and the module's file, as far as known.
+
+        Before it, on lines of their own, the functions that were inlined there, innermost first.
+        """
         address = self._paint(_DIM, f"{pc:#0{self._digits + 2}x}")
         if module is None:
             return f"{address} ??"
         name = self.name(module, pc, lookup_pc)
+        lines = [
+            f"{address} {self._function(inlined.function)} [inlined]{self._where(inlined)}"
+            for inlined in name.inlined
+        ]
         file = escape(module.name.rpartition("/")[2])
         if name.function is None:
-            return f"{address} ?? ({file}+{module.to_vaddr(pc):#x})"
-        function = self._paint(_FUNCTION, escape(name.function))
-        return f"{address} {function}+{name.offset:#x} ({file})"
+            said = f"?? ({file}+{module.to_vaddr(pc):#x})"
+        else:
+            offset = f"+{name.offset:#x}" if name.offset is not None else ""
+            said = f"{self._function(name.function)}{offset} ({file})"
+        lines.append(f"{address} {said}{self._where(name)}")
+        return "\n    ".join(lines)
+
+    def _function(self, name: str | None) -> str:
+        return self._paint(_FUNCTION, escape(name)) if name is not None else "??"
+
+    def _where(self, place: Name | Inlined) -> str:
+        """The place in source, and the line of code itself where that is wanted and there."""
+        if place.file is None:
+            return ""
+        said = f" at {source_place(place)}"
+        if self.source_line is None or place.line is None:
+            return said
+        code = self.source_line(place.file, place.line)
+        return f"{said}\n    {place.line:>6}  {escape(code)}" if code is not None else said
 
     def _registers(self, frame: Frame) -> Iterator[str]:
         known = [
@@ -174,6 +200,13 @@ class TextWriter:
 
     def _paint(self, code: str, text: str) -> str:
         return f"\x1b[{code}m{text}\x1b[0m" if self.colour and text else text
+
+
+def source_place(place: Name | Inlined) -> str:
+    """`file:line:column`, as far as it is known."""
+    parts = (place.file, place.line, place.column)
+    known = parts[: parts.index(None)] if None in parts else parts
+    return escape(":".join(map(str, known)))
 
 
 class _Places(dict[int, str]):

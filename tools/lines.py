@@ -1,0 +1,191 @@
+"""Lines and inlined functions against llvm-symbolizer and addr2line, at random addresses.
+
+    file ──> random vaddrs of .text ──┬── unwind.lines ──────┐
+                                      ├── llvm-symbolizer ───┼── line and depth at every level;
+                                      ├── addr2line -i ──────┤   with LLVM the file, too
+                                      └── symbolic's cache ──┘
+
+`make oracle-lines` runs it over libc, libstdc++ and python with the debug info that Debian has of
+them (unpacked below .agreement, not installed) and over programs of tests/programs. Places of which
+neither knows a line do not count. Names are not compared: a place has several where symbols are
+aliases. addr2line 2.40 names another file at 4 % of libc's places, so its files are not compared.
+"""
+
+from __future__ import annotations
+
+import argparse
+import mmap
+import random
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from unwind.elf import Elf
+from unwind.errors import UnwindError
+from unwind.lines.lookup import Lines
+
+# file, line of each level, the innermost first; None is unknown
+Chain = tuple[tuple[str | None, int | None], ...]
+
+LLVM = ("llvm-symbolizer-19", "llvm-symbolizer")
+_AT_LEAST = 0.998
+_SHOWN = 20
+
+
+@dataclass
+class Score:
+    """How one reader's answers agree with ours."""
+
+    reader: str
+    same: int
+    counted: int
+    seconds: float
+    differences: list[str]
+
+    @property
+    def share(self) -> float:
+        return self.same / self.counted if self.counted else 0.0
+
+    def __str__(self) -> str:
+        return (
+            f"{self.reader:<18} {self.same}/{self.counted} ({self.share:.2%}), {self.seconds:.2f} s"
+        )
+
+
+def addresses(elf: Elf, count: int, seed: int) -> list[int]:
+    """`count` random vaddrs of .text, the same ones each time."""
+    text = elf.section(".text")
+    if text is None:
+        raise UnwindError(f"{elf.path}: no .text")
+    choice = random.Random(seed)
+    return [choice.randrange(text.vaddr, text.vaddr + text.size) for _ in range(count)]
+
+
+def ours(path: Path, vaddrs: Sequence[int]) -> list[Chain]:
+    """What `unwind.lines` says."""
+    lines = Lines(opened(path))
+    found = [tuple((place.file, place.line) for place in lines.at(vaddr)) for vaddr in vaddrs]
+    for problem in lines.problems:
+        print(f"    {problem}")
+    return found
+
+
+def opened(path: Path) -> Elf:
+    """The ELF file, mapped."""
+    with path.open("rb") as file:
+        return Elf(memoryview(mmap.mmap(file.fileno(), 0, prot=mmap.PROT_READ)), str(path))
+
+
+def by_llvm(program: str) -> Callable[[Path, Sequence[int]], list[Chain]]:
+    """What llvm-symbolizer says."""
+
+    def read(path: Path, vaddrs: Sequence[int]) -> list[Chain]:
+        command = [program, f"--obj={path}", "--inlines"]
+        blocks = _asked(command, vaddrs).split("\n\n")
+        return [_chain(block.strip("\n").split("\n")) for block in blocks[: len(vaddrs)]]
+
+    return read
+
+
+def by_addr2line(path: Path, vaddrs: Sequence[int]) -> list[Chain]:
+    """What addr2line says."""
+    lines = _asked(["addr2line", "-a", "-i", "-f", "-e", str(path)], vaddrs).splitlines()
+    starts = [n for n, line in enumerate(lines) if line.startswith("0x")]
+    ends = [*starts[1:], len(lines)]
+    return [_chain(lines[start + 1 : end]) for start, end in zip(starts, ends, strict=True)]
+
+
+def _asked(command: Sequence[str], vaddrs: Sequence[int]) -> str:
+    text = "".join(f"{vaddr:#x}\n" for vaddr in vaddrs)
+    return subprocess.run(command, input=text, capture_output=True, text=True, check=True).stdout
+
+
+def _chain(lines: Sequence[str]) -> Chain:
+    """Pairs of lines: the function, then its file:line[:column]."""
+    return tuple(_place(line) for line in lines[1::2])
+
+
+def _place(text: str) -> tuple[str | None, int | None]:
+    text = text.partition(" (discriminator")[0]
+    parts = text.split(":")
+    if len(parts) > 2 and parts[-1].isdigit():  # LLVM's column
+        parts.pop()
+    line = int(parts.pop()) if parts[-1].isdigit() else (parts.pop() and 0)
+    file = ":".join(parts)
+    return (file if file != "??" else None), line or None
+
+
+def compare(
+    reader: str,
+    vaddrs: Sequence[int],
+    mine: Sequence[Chain],
+    theirs: Sequence[Chain],
+    seconds: float,
+    files: bool,
+) -> Score:
+    """How many of the answers are the same; without `files` only lines and depths count."""
+    score = Score(reader, 0, 0, seconds, [])
+    for vaddr, own, other in zip(vaddrs, mine, theirs, strict=True):
+        if not _known(own) and not _known(other):
+            continue
+        score.counted += 1
+        if (own == other) if files else _lines(own) == _lines(other):
+            score.same += 1
+        else:
+            score.differences.append(f"{vaddr:#x}: {_shown(own)} here, {_shown(other)} there")
+    return score
+
+
+def _known(chain: Chain) -> bool:
+    return any(line is not None for _, line in chain)
+
+
+def _lines(chain: Chain) -> tuple[int | None, ...]:
+    return tuple(line for _, line in chain)
+
+
+def _shown(chain: Chain) -> str:
+    return " < ".join(f"{file}:{line}" for file, line in chain) or "nothing"
+
+
+def examined(path: Path, count: int, seed: int, llvm: str) -> Iterator[Score]:
+    """Each reader's score over one file."""
+    vaddrs = addresses(opened(path), count, seed)
+    start = time.perf_counter()
+    mine = ours(path, vaddrs)
+    print(f"    {sum(map(_known, mine))} of {count} with a line, {_since(start):.2f} s")
+    readers = ((llvm, by_llvm(llvm), True), ("addr2line -i", by_addr2line, False))
+    for name, read, files in readers:
+        start = time.perf_counter()
+        theirs = read(path, vaddrs)
+        yield compare(name, vaddrs, mine, theirs, _since(start), files)
+
+
+def _since(start: float) -> float:
+    return time.perf_counter() - start
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Compare; 1 where a file's agreement is below what is wanted."""
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("files", nargs="*", type=Path, metavar="FILE", help="with debug info")
+    parser.add_argument("--count", type=int, default=1000, help="addresses of each file")
+    parser.add_argument("--seed", type=int, default=7)
+    parser.add_argument("--llvm", default="llvm-symbolizer-19", help="which llvm-symbolizer")
+    options = parser.parse_args(argv)
+    bad = 0
+    for path in options.files:
+        print(path)
+        for score in examined(path, options.count, options.seed, options.llvm):
+            print(f"    {score}")
+            for difference in score.differences[:_SHOWN]:
+                print(f"        {difference}")
+            bad += score.share < _AT_LEAST
+    return 1 if bad else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,88 @@
+"""Names: options in, what gives pcs their functions and their places in source out."""
+
+from __future__ import annotations
+
+from unwind.errors import SourceError
+
+__all__ = ["add_name_options", "names_of", "source_line_of"]
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from unwind.cli.options import Options, Parser
+    from unwind.files import Files
+    from unwind.protocols import Symbolizer
+    from unwind.symbols.names import Names
+
+_SYMBOLIZERS = ("auto", "built-in", "symbolic", "symbols")
+
+
+def add_name_options(parser: Parser, letters: bool = True) -> None:
+    """What is told of each place; without `letters` where -s and -i mean something else."""
+    group = parser.add_argument_group("names and places in source")
+    group.add_argument(
+        *(["-s"] if letters else []),
+        "--source",
+        action="store_true",
+        help="where each frame is in source: file:line:column",
+    )
+    group.add_argument(
+        *(["-i"] if letters else []),
+        "--inlines",
+        action="store_true",
+        help="the functions that were inlined at each frame, too",
+    )
+    group.add_argument(
+        "--no-inlines", action="store_true", help="no inlined functions, cheap as they may be"
+    )
+    group.add_argument(
+        "--source-lines",
+        action="store_true",
+        help="the line of code itself, where the source file is there",
+    )
+    group.add_argument(
+        "--symbolizer",
+        choices=_SYMBOLIZERS,
+        default="auto",
+        metavar="NAME",
+        help="what reads debug info: built-in, or symbolic (the extra `symbols`), which is auto "
+        "where it is installed; symbols: nothing does, there are names of symbols only",
+    )
+    group.add_argument(
+        "--no-demangle", action="store_true", help="names as they are in the symbol table"
+    )
+
+
+def names_of(options: Options, files: Files | None = None) -> Names:
+    """What names pcs as the options have it."""
+    from unwind.symbols.names import Names
+
+    if options.inlines and options.no_inlines:
+        raise SourceError("--inlines and --no-inlines: one of them, please")
+    source = options.source or options.source_lines
+    return Names(
+        _symbolizer(options, files, source or options.inlines),
+        source=source,
+        inlines=options.inlines,
+        demangled=not options.no_demangle,
+    )
+
+
+def source_line_of(options: Options) -> Callable[[str, int], str | None] | None:
+    """What gives lines of code, None where they are not wanted."""
+    if not options.source_lines:
+        return None
+    from unwind.symbols.source import SourceFiles
+
+    return SourceFiles(options.sysroot).line
+
+
+def _symbolizer(options: Options, files: Files | None, wanted: bool) -> Symbolizer:
+    if not wanted or options.symbolizer == "symbols":
+        from unwind.symbols.table import TableSymbolizer
+
+        return TableSymbolizer()
+    from unwind.symbols.debug_info import DebugSymbolizer
+
+    return DebugSymbolizer(files)

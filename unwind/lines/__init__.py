@@ -1,0 +1,1 @@
+"""Lines and inlined functions: the debug info of an ELF file in, source places by vaddr out."""

@@ -1,0 +1,50 @@
+"""Names, lines and inlined functions from debug info: the built-in Symbolizer."""
+
+from __future__ import annotations
+
+from unwind.symbols.table import TableSymbolizer
+
+__all__ = ["DebugSymbolizer"]
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from unwind.files import Files
+    from unwind.image import Image
+    from unwind.lines.lookup import Lines, Location
+
+
+class DebugSymbolizer(TableSymbolizer):
+    """Names places by symbol tables, and tells their lines by the debug info of their image.
+
+    That is in the image itself or in its separate debug file; `files` finds what these lead to.
+    An image is read when a place in it is asked for, one unit of it at a time.
+    """
+
+    def __init__(self, files: Files | None = None):
+        super().__init__()
+        self._files = files
+        self._lines: dict[Image, Lines | None] = {}
+
+    def locations(self, image: Image, vaddr: int) -> tuple[Location, ...]:
+        """The places in source of `vaddr`: the innermost inlined call first, the function last.
+
+        () where the image has no debug info of it.
+        """
+        if image not in self._lines:
+            self._lines[image] = self._opened(image)
+        lines = self._lines[image]
+        return lines.at(vaddr) if lines is not None else ()
+
+    @property
+    def problems(self) -> dict[str, None]:
+        """A sentence for each kind of damage that was met."""
+        return {text: None for lines in self._lines.values() if lines for text in lines.problems}
+
+    def _opened(self, image: Image) -> Lines | None:
+        from unwind.lines.lookup import Lines
+        from unwind.lines.sections import has_debug_info
+
+        for owner in (image, image.debug):
+            if owner is not None and has_debug_info(owner.elf):
+                return Lines(owner.elf)
+        return None
