@@ -101,7 +101,7 @@ def _command(options: Options) -> int:
     progress = Progress("reading")
     with files_of(options, progress) as files, _opened(options.core, files) as source:
         progress.close()
-        return print_stacks(_PROG, options, source)
+        return print_stacks(_PROG, options, source, files)
 
 
 def _opened(path: str, files: Files) -> Source:
