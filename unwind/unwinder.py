@@ -209,7 +209,11 @@ class Unwinder:
                 return End.NO_MODULE, f"the return address of {place.pc:#x} is zero, {damage}"
             return End.OUTERMOST, "the return address is zero"
         if trust not in _STRONG:
-            return self._doubt(place, caller.return_address)
+            from unwind.sources.records import leads_out
+
+            doubt = self._doubt(place, caller.return_address)
+            guess = trust == Trust.FRAME_POINTER
+            return None if doubt and guess and leads_out(place, caller) else doubt
         if place.space.complete and not place.space.executable(pc):
             region = place.space.region(pc)
             lies = f"in {region.name or 'memory'} that is not executable" if region else "nowhere"
