@@ -180,7 +180,8 @@ static long hash_chunk(__u64 index, struct hashing *hashing)
 }
 
 /* The key of the stack: never 0. */
-inline_always __u64 key_of(const USER_REGS *regs, const struct plan *plan, bool settled)
+inline_always __u64 key_of(const USER_REGS *regs, const struct plan *plan, __u32 epoch,
+			   bool settled)
 {
 	const __u64 preserved[] = PRESERVED(regs);
 	struct hashing hashing = { .settled = settled };
@@ -188,12 +189,14 @@ inline_always __u64 key_of(const USER_REGS *regs, const struct plan *plan, bool 
 
 	hashing.sp = USER_SP(regs);
 	hashing.start = hashing.sp & -(__u64)CHUNK_SIZE;
-	hashing.reach = settings.stack_size;
+	/* As far as `send` copies. */
+	hashing.reach = pages_wanted(hashing.sp) * PAGE_SIZE - hashing.sp % PAGE_SIZE;
 	mix(&hashing, settled, plan->serial);
+	mix(&hashing, 0, epoch);
 	mix(&hashing, 1, USER_PC(regs));
 	for (__u32 n = 0; n < sizeof(preserved) / sizeof(preserved[0]); n++)
 		mix_word(&hashing, plan, -8ull * (n + 1), preserved[n]);
-	chunks = settings.stack_size / CHUNK_SIZE + 1;
+	chunks = (hashing.reach + CHUNK_SIZE - 1) / CHUNK_SIZE + 1;
 	loop(chunks, hash_chunk, &hashing, 0);
 	return hashing.hash ? hashing.hash : 1;
 }
@@ -202,18 +205,19 @@ inline_always __u64 key_of(const USER_REGS *regs, const struct plan *plan, bool 
 inline_always __u64 stack_of(USER_REGS *regs, const struct plan *plan, struct task_struct *task)
 {
 	bool settled = task->mm->exec_vm == plan->exec_pages;
-	__u64 key = key_of(regs, plan, settled), events;
-	struct site *site = map_lookup_elem(&sites, &key);
+	__u32 first = 0;
+	struct life *life = map_lookup_elem(&lives, &first);
+	struct site *site;
+	__u64 key, events;
 
-	if (!settled) {
-		__u32 first = 0;
-		struct life *life = map_lookup_elem(&lives, &first);
-
-		if (life)
-			life->unsettled = 1;
-	}
+	if (!life)
+		return 0;
+	if (!settled)
+		life->unsettled = plan->serial;
+	key = key_of(regs, plan, life->epoch, settled);
+	site = map_lookup_elem(&sites, &key);
 	if (!site) {
-		struct site fresh = {};
+		struct site fresh = { .epoch = life->epoch };
 
 		map_update_elem(&sites, &key, &fresh, BPF_NOEXIST);
 		site = map_lookup_elem(&sites, &key);
@@ -430,6 +434,7 @@ int on_enter(USER_REGS *ctx)
 	if (!call.skipped)
 		call.stack = stack_of(ctx, plan, task);
 	if (map_update_elem(&calls, &me, &call, BPF_ANY)) {
+		COUNT(allocations, 1);	/* as far as we shall know */
 		COUNT(dropped, 1);
 		COUNT(dropped_bytes, call.size);
 	}

@@ -38,7 +38,8 @@ struct site {
 	__u64 bytes;		/* outstanding */
 	__u64 count;
 	__u64 events;		/* allocations since the beginning */
-	__u64 posted;		/* whether it was sent */
+	__u32 posted;		/* whether it was sent */
+	__u32 epoch;		/* as of a block */
 };
 
 struct code {
@@ -62,7 +63,8 @@ struct plan {
 /* What has happened to the process. */
 struct life {
 	__u32 epoch;
-	__u32 unsettled;	/* code came or went since the plan was made */
+	__u32 pad;
+	__u64 unsettled;	/* serial of a plan after which code has come or gone */
 };
 
 /* Of one processor. */

@@ -66,6 +66,12 @@ inline_always __u32 number_of(const struct pid *pid)
 	return 0;
 }
 
+/* How many pages hold what is wanted of a stack. */
+inline_always __u32 pages_wanted(__u64 sp)
+{
+	return (sp % PAGE_SIZE + settings.stack_size + PAGE_SIZE - 1) / PAGE_SIZE;
+}
+
 /* How many pages from `start` on can be read; `flags` says whether something stood in the way. */
 inline_always __u32 readable(__u64 start, __u32 wanted, __u32 *flags)
 {
@@ -203,7 +209,7 @@ inline_always bool send(__u64 ip, __u64 cookie, const bool has_user, void *conte
 	const USER_REGS *regs = 0;
 	struct task_struct *task = get_current_task_btf();
 	struct moment moment = { .ip = ip, .cookie = cookie };
-	__u32 wanted, pages = 0;
+	__u32 pages = 0;
 
 	moment.pid = number_of(task->group_leader->thread_pid);
 	if (!moment.pid || moment.pid == settings.self)
@@ -226,9 +232,7 @@ inline_always bool send(__u64 ip, __u64 cookie, const bool has_user, void *conte
 		moment.flags |= EVENT_COMPAT;
 	} else if (regs) {
 		moment.start = USER_SP(regs) & -(__u64)PAGE_SIZE;
-		wanted = (USER_SP(regs) % PAGE_SIZE + settings.stack_size + PAGE_SIZE - 1) /
-			 PAGE_SIZE;
-		pages = readable(moment.start, wanted, &moment.flags);
+		pages = readable(moment.start, pages_wanted(USER_SP(regs)), &moment.flags);
 	}
 	if (!settings.buckets && kernel_has(BPF_FUNC_ringbuf_reserve_dynptr))
 		return send_exact(&moment, regs, pages);

@@ -31,6 +31,7 @@ ORDERED = {
     "bpf",
     "dwarf",
     "events",
+    "leaks",
     "lines",
     "live",
     "perf",

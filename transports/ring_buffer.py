@@ -31,8 +31,9 @@ if TYPE_CHECKING:
     from unwind.bpf.btf import Btf
     from unwind.bpf.libbpf import Link
     from unwind.events.event import Event
-    from unwind.events.points import Point
+    from unwind.events.points import Watched
     from unwind.files import Files
+    from unwind.perf.processes import Processes, ProcessSpace
 
 _MACHINES = {"aarch64": "arm64", "mips": "mips32"}  # as uname calls it -> our name
 _MOST_STACK = 1 << 23  # bytes: bpf/event.h
@@ -73,7 +74,7 @@ class RingBufferSource(Source):
 
     kind = "ringbuf"
 
-    def __init__(self, arch: Architecture, where: Point, options: RingOptions, files: Files):
+    def __init__(self, arch: Architecture, where: Watched, options: RingOptions, files: Files):
         super().__init__(arch, where.name)
         self.point = where
         self.received = 0
@@ -158,11 +159,20 @@ class RingBufferSource(Source):
             if not batch:
                 spaces.until(before)
 
+    @property
+    def processes(self) -> Processes:
+        """The processes of the machine, as of the last event."""
+        assert self._spaces is not None, "the source is open"
+        return self._spaces.processes
+
+    def space(self, event: Event) -> ProcessSpace:
+        """The address space that an event was met in, before the next one is asked for."""
+        assert self._spaces is not None, "the source is open"
+        return self._spaces.of(event.pid, event.tid)
+
     def snapshot(self, event: Event) -> Snapshot:
         """An event as the walk wants it."""
-        spaces = self._spaces
-        assert spaces is not None, "the source is open"
-        space = spaces.of(event.pid, event.tid)
+        space = self.space(event)
         if not event.stack:
             self._look_late(event)
         return Snapshot(
@@ -261,9 +271,12 @@ class _RingBufferTransport:
         Raises SourceError where the kernel has no such place or lets nobody look, or where what
         that takes is not installed.
         """
-        where = point(path)
+        return self.watch(point(path), files, options or RingOptions())
+
+    def watch(self, where: Watched, files: Files, options: RingOptions) -> RingBufferSource:
+        """The events of whatever is attached to; raises as `open`."""
         try:
-            return RingBufferSource(_architecture(), where, options or RingOptions(), files)
+            return RingBufferSource(_architecture(), where, options, files)
         except BpfError as error:
             raise explained(error, where.kind) from None
 

@@ -1,46 +1,50 @@
-"""unwind-memleak: a place in the kernel or in a program in, the stack of whoever comes by out."""
+"""unwind-memleak: what a process has not freed; or the stack of whoever comes by a place."""
 
 from __future__ import annotations
 
 import sys
 
 from unwind.cli.plumbing import Command, add_common_options, warn
-from unwind.cli.stacks import add_file_options, add_walk_options, files_of, sources_of
+from unwind.cli.profiles import add_format_options
+from unwind.cli.stacks import add_file_options, add_walk_options, files_of
 from unwind.errors import SourceError
 
 __all__ = ["main", "parser", "program"]
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-    from typing import Self
-
     from unwind.cli.options import Options, Parser
-    from unwind.events.event import Event
-    from unwind.frames import Stack
-    from unwind.transports.ring_buffer import RingBufferSource
+    from unwind.cli.stopping import Stopping
+    from unwind.files import Files
 
 _PROG = "unwind-memleak"
 _DEFAULT = "do_exit"
 _EXAMPLES = """\
 examples:
+  unwind-memleak -c ./program
+      run it, and print at its end what it has not freed, and from where
+  unwind-memleak -p 1234 30
+      every 30 seconds, what process 1234 has allocated since and not freed
+  unwind-memleak -p 1234 --duration 60 --flamegraph leaks.html
+      the same after a minute, as a picture
   unwind-memleak --symbol do_exit --duration 10
       for ten seconds, the stack of each thread that ends
   unwind-memleak --symbol /lib/x86_64-linux-gnu/libc.so.6:malloc -p 1234
       the stack of each allocation of process 1234
-  unwind-memleak --symbol sched:sched_process_fork --quiet
-      how many stacks of forks are complete, and why the others are not
 """
 
 
 def _declare(parser: Parser) -> None:
     parser.description = (
-        "Print the stack of each thread that comes by a place in the kernel, or in a program. A "
-        "BPF program copies registers and stack at that very moment, so that also processes that "
-        "end at once have theirs. This takes root, and nothing is stopped."
+        "Print what a process has allocated and not freed, by the stacks of the allocations "
+        "(-p, -c); or the stack of each thread that comes by a place in the kernel or in a "
+        "program (--symbol, --bpf). BPF programs copy registers and stack at that very moment. "
+        "This takes root, and nothing is stopped."
     )
     parser.epilog = _EXAMPLES
-    group = parser.add_argument_group("what to watch")
+    _declare_target(parser)
+    _declare_leaks(parser)
+    group = parser.add_argument_group("the stack of each event")
     group.add_argument(
         "--symbol",
         metavar="PLACE",
@@ -51,13 +55,29 @@ def _declare(parser: Parser) -> None:
     group.add_argument(
         "--bpf", metavar="FILE", help="a BPF object in place of the one that is built in"
     )
-    group.add_argument("-p", "--pid", type=_count, metavar="PID", help="of this process only")
+    group.add_argument(
+        "-q", "--quiet", action="store_true", help="no events: only warnings and the counts"
+    )
+    add_format_options(parser)
+    add_file_options(parser)
+    add_walk_options(parser)
+    add_common_options(parser)
+
+
+def _declare_target(parser: Parser) -> None:
+    group = parser.add_argument_group("whom to watch, and for how long")
+    group.add_argument("-p", "--pid", type=_count, metavar="PID", help="this process")
+    group.add_argument(
+        "-c",
+        "--command",
+        metavar="COMMAND",
+        help="this command, in one word, from its start; what it forks is not watched",
+    )
     group.add_argument(
         "--duration",
         type=_seconds,
-        default=10.0,
         metavar="S",
-        help="for so many seconds (10); ^C ends it before",
+        help="for so many seconds (with --symbol or --bpf 10); ^C ends it before",
     )
     group.add_argument(
         "--stack-size",
@@ -74,21 +94,106 @@ def _declare(parser: Parser) -> None:
         help="how much the kernel keeps until it is looked at (32, and up to a power of 2); "
         "events that do not fit it counts",
     )
-    group = parser.add_argument_group("what to print")
+
+
+def _declare_leaks(parser: Parser) -> None:
+    group = parser.add_argument_group("what is not freed")
     group.add_argument(
-        "-q", "--quiet", action="store_true", help="no events: only warnings and the counts"
+        "interval",
+        nargs="?",
+        type=_seconds,
+        metavar="INTERVAL",
+        help="seconds between reports (5; of a command there is one, at its end)",
     )
-    add_file_options(parser)
-    add_walk_options(parser)
-    add_common_options(parser)
+    group.add_argument("count", nargs="?", type=_count, metavar="COUNT", help="so many reports")
+    group.add_argument(
+        "-t", "--trace", action="store_true", help="print each call of the allocator, too"
+    )
+    group.add_argument(
+        "-a", "--show-allocs", action="store_true", help="the allocations of each stack one by one"
+    )
+    group.add_argument(
+        "-o",
+        "--older",
+        type=_milliseconds,
+        metavar="OLDER_MS",
+        help="only what is older than so many milliseconds (500; 0 once the process has ended)",
+    )
+    group.add_argument(
+        "-z", "--min-size", type=_size, metavar="BYTES", help="only allocations at least as large"
+    )
+    group.add_argument(
+        "-Z", "--max-size", type=_size, metavar="BYTES", help="only allocations at most as large"
+    )
+    group.add_argument(
+        "-s",
+        "--sample-rate",
+        type=_count,
+        default=1,
+        metavar="N",
+        help="look at one of N allocations, by chance (1)",
+    )
+    group.add_argument(
+        "-T", "--top", type=_count, metavar="N", help="the N stacks with the most bytes (10)"
+    )
+    group.add_argument(
+        "-O",
+        "--obj",
+        metavar="OBJ",
+        help="the allocator is in this program or library, and in no other",
+    )
+    group.add_argument(
+        "--wa-missing-free",
+        action="store_true",
+        help="what lies at an address that is given out again counts as freed: always so, but "
+        "for the sums of --combined-only",
+    )
+    group.add_argument(
+        "--combined-only",
+        action="store_true",
+        help="by the sums that the kernel keeps for each stack: quicker with millions of "
+        "allocations, and without their ages",
+    )
+    group.add_argument(
+        "--max-blocks",
+        type=_count,
+        default=1 << 20,
+        metavar="N",
+        help="the kernel has room for so many outstanding allocations (1048576, of 100 bytes each)",
+    )
+    group.add_argument(
+        "--json", action="store_true", help="one JSON document a report, a line each"
+    )
+    group.add_argument("--output", metavar="FILE", help="write there [standard output]")
 
 
 def _command(options: Options) -> int:
-    if options.symbol is None and options.bpf is None:
-        raise SourceError(
-            "nothing to watch", hint="--symbol PLACE, or --bpf FILE: the stack at each event"
-        )
     from unwind.bpf.libbpf import BpfError
+    from unwind.cli.stopping import Stopping
+
+    is_events = options.symbol is not None or options.bpf is not None
+    if not is_events and options.pid is None and options.command is None:
+        raise SourceError(
+            "nothing to watch",
+            hint="-p PID or -c COMMAND: what is not freed; "
+            "--symbol PLACE, or --bpf FILE: the stack at each event",
+        )
+    if options.command is not None and (is_events or options.pid is not None):
+        raise SourceError("-c begins the process whose allocations are watched, and no other")
+    try:
+        with Stopping() as stopping, files_of(options) as files:
+            if is_events:
+                return _print_events(options, stopping, files)
+            from unwind.cli.memleak_leaks import print_leaks
+
+            return print_leaks(options, stopping, files)
+    except BpfError as error:
+        print(error.log, file=sys.stderr)
+        raise
+
+
+def _print_events(options: Options, stopping: Stopping, files: Files) -> int:
+    from unwind.cli.memleak_events import EventReport
     from unwind.events.points import point
     from unwind.transports.ring_buffer import TRANSPORT, RingOptions
 
@@ -100,139 +205,12 @@ def _command(options: Options) -> int:
         stack_size=options.stack_size << 10,
         ring_size=options.ring_size << 20,
     )
-    try:
-        with (
-            _Signals() as signals,
-            files_of(options) as files,
-            TRANSPORT.open(place, files, ring) as source,
-        ):
-            signals.end(source)
-            if where.kind != "kprobe" and place.isidentifier():
-                instead = ":".join(filter(None, (where.inside, where.name)))
-                warn(_PROG, f"this kernel has no kprobes: attached to the tracepoint {instead}")
-            return _Report(options, source).print()
-    except BpfError as error:
-        print(error.log, file=sys.stderr)
-        raise
-
-
-class _Report:
-    """One run: events are counted, and printed as they come."""
-
-    def __init__(self, options: Options, source: RingBufferSource):
-        from unwind.fast import FastUnwinder
-        from unwind.symbols.names import Names
-        from unwind.symbols.table import TableSymbolizer
-        from unwind.unwinder import DEFAULT_LIMIT, Unwinder
-
-        self.options, self.source = options, source
-        sources = sources_of(options, source.arch)
-        self.unwinder = Unwinder(source.arch, sources, options.max_frames or DEFAULT_LIMIT)
-        self.fast = FastUnwinder(self.unwinder)
-        self.names = Names(TableSymbolizer())
-        self.ends: dict[str, int] = {}
-        self.odd: dict[str, int] = {}  # events without a stack to unwind, by what they are
-
-    def print(self) -> int:
-        """Print until the time is over or a signal ends it; 1 when strictness was not met."""
-        from unwind.frames import End
-
-        for event in self.source.events(self.options.duration):
-            self._event(event)
-        complete = self.ends.pop(End.OUTERMOST, 0)
-        for warning in self.source.warnings:
-            warn(_PROG, warning)
-        for name, problem in self.names.problems.items():
-            warn(_PROG, f"{name}: no symbols: {problem}")
-        for line in self._counts(complete):
-            print(line)
-        return 1 if self.options.strict and self.ends else 0
-
-    def _event(self, event: Event) -> None:
-        from unwind.writers.events import event_line
-
-        kind = "kernel-thread" if event.is_kernel_thread else "32-bit" if event.is_compat else ""
-        pc = event.ip or event.registers.get(self.source.arch.pc)
-        head = event_line(event.pid, event.comm, pc, event.cookie, kind)
-        if kind:
-            self.odd[kind] = self.odd.get(kind, 0) + 1
-            if not self.options.quiet:
-                print(head)
-            return
-        before = len(self.source.warnings)
-        snapshot = self.source.snapshot(event)
-        for warning in self.source.warnings[before:]:
-            sys.stdout.flush()
-            print(f"[warn] {warning}", file=sys.stderr)
-        del self.source.warnings[before:]
-        if self.options.quiet:
-            self._count(self.fast.trace(snapshot).end)
-            return
-        stack = self.unwinder.unwind(snapshot)
-        self._count(stack.end)
-        print("\n".join([head, *self._frames(stack)]))
-
-    def _frames(self, stack: Stack) -> Iterator[str]:
-        from unwind.writers.events import frame_lines
-
-        return frame_lines(self.source.arch, stack, self.names.name)
-
-    def _count(self, end: str) -> None:
-        self.ends[end] = self.ends.get(end, 0) + 1
-
-    def _counts(self, complete: int) -> Iterator[str]:
-        """What came, and what did not; a number that is no good news has its reasons with it."""
-        source = self.source
-        yield f"events: {source.received}"
-        yield f"complete: {complete}"
-        yield f"partial: {sum(self.ends.values())}{_reasons(self.ends)}"
-        yield f"dropped: {source.dropped()}"
-        if self.odd:
-            yield f"without a 64-bit user: {sum(self.odd.values())}{_reasons(self.odd)}"
-        if source.damaged:
-            yield f"damaged: {sum(source.damaged.values())}{_reasons(source.damaged)}"
-        if source.lost:
-            yield f"not told of mappings or processes: {source.lost} times"
-
-
-class _Signals:
-    """While this is entered, SIGINT and SIGTERM end the events, and no more than that."""
-
-    def __init__(self) -> None:
-        self._source: RingBufferSource | None = None
-        self._came = False
-
-    def end(self, source: RingBufferSource) -> None:
-        """It is this source's events that they end, or have ended."""
-        self._source = source
-        if self._came:
-            source.stop()
-
-    def __enter__(self) -> Self:
-        import signal
-
-        self._numbers = (signal.SIGINT, signal.SIGTERM)
-        self._before = [signal.signal(number, self._stop) for number in self._numbers]
-        return self
-
-    def __exit__(self, *_error: object) -> None:
-        import signal
-
-        for number, before in zip(self._numbers, self._before, strict=True):
-            signal.signal(number, before)
-
-    def _stop(self, _number: int, _frame: object) -> None:
-        self._came = True
-        if self._source is not None:
-            self._source.stop()
-
-
-def _reasons(counts: dict[str, int]) -> str:
-    """The counts by their reasons, the largest first, in brackets; nothing of nothing."""
-    if not counts:
-        return ""
-    parts = sorted(counts.items(), key=lambda item: (-item[1], item[0]))
-    return f" ({', '.join(f'{reason} {count}' for reason, count in parts)})"
+    with TRANSPORT.open(place, files, ring) as source:
+        stopping.end(source.stop)
+        if where.kind != "kprobe" and place.isidentifier():
+            instead = ":".join(filter(None, (where.inside, where.name)))
+            warn(_PROG, f"this kernel has no kprobes: attached to the tracepoint {instead}")
+        return EventReport(options, source).print()
 
 
 def _count(text: str) -> int:
@@ -242,9 +220,23 @@ def _count(text: str) -> int:
     return number
 
 
+def _size(text: str) -> int:
+    """argparse: a number of bytes."""
+    if not 0 <= (number := int(text, 0)) < 1 << 64:
+        raise ValueError(text)
+    return number
+
+
 def _seconds(text: str) -> float:
     """argparse: a positive number."""
     if not 0 < (number := float(text)) < float("inf"):
+        raise ValueError(text)
+    return number
+
+
+def _milliseconds(text: str) -> float:
+    """argparse: a number that may be 0."""
+    if not 0 <= (number := float(text)) < float("inf"):
         raise ValueError(text)
     return number
 

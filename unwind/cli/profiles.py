@@ -8,6 +8,7 @@ import sys
 from unwind.errors import SourceError
 
 __all__ = [
+    "add_format_options",
     "add_profile_options",
     "ids_wanted",
     "profile_wanted",
@@ -26,8 +27,8 @@ if TYPE_CHECKING:
 _FORMATS = ("folded", "speedscope", "pprof", "firefox")
 
 
-def add_profile_options(parser: Parser) -> None:
-    """The formats of profiles, and where they go. One of them may be asked for."""
+def add_format_options(parser: Parser) -> None:
+    """The formats of profiles. One of them may be asked for."""
     group = parser.add_argument_group("profiles").add_mutually_exclusive_group()
     group.add_argument("--folded", action="store_true", help="folded stacks, for flamegraph.pl")
     group.add_argument("--speedscope", action="store_true", help="for www.speedscope.app")
@@ -36,6 +37,11 @@ def add_profile_options(parser: Parser) -> None:
     group.add_argument(
         "--flamegraph", metavar="FILE", help="a picture that is one file: FILE.svg or FILE.html"
     )
+
+
+def add_profile_options(parser: Parser) -> None:
+    """The formats of profiles, and where they go."""
+    add_format_options(parser)
     more = parser.add_argument_group("of profiles")
     more.add_argument(
         "--differential",
@@ -81,7 +87,7 @@ def write_profiles(
         if path and os.path.exists(path) and os.path.exists(source):
             if os.path.samefile(path, source):
                 raise SourceError("the profile would be written over what it is made of", path)
-    if options.differential and not options.flamegraph:
+    if getattr(options, "differential", None) and not options.flamegraph:
         raise SourceError("--differential colours a picture", hint="add --flamegraph FILE.html")
     if options.flamegraph:
         write_text(path, _picture(options.flamegraph, _one(profiles), title, base))

@@ -22,6 +22,8 @@ __all__ = ["Point", "explained", "has_kprobes", "kernel_point", "point"]
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from typing import Protocol
+
     from unwind.bpf.libbpf import BpfObject, Link, Program
 
 _ENOTSUPP = 524  # of the kernel alone: arm64 before Linux 6.4 has no trampolines for fentry
@@ -34,6 +36,23 @@ _OTHERS = "it may have CATEGORY:NAME, raw:NAME, btf:NAME (tracepoints), PATH:FUN
 # What serves in place of a function where the kernel has no kprobes.
 _TRACEPOINTS = {"do_exit": ("sched", "sched_process_exit")}
 _TRACEFS = ("/sys/kernel/tracing/events", "/sys/kernel/debug/tracing/events")
+
+
+if TYPE_CHECKING:
+
+    class Watched(Protocol):
+        """What a RingBufferSource attaches to: programs of an object that is built in."""
+
+        @property
+        def name(self) -> str: ...
+        @property
+        def kind(self) -> str: ...
+        @property
+        def object_name(self) -> str: ...
+        @property
+        def programs(self) -> tuple[str, ...]: ...
+        def prepare(self, object: BpfObject) -> None: ...
+        def attach(self, object: BpfObject, pid: int | None, cookie: int) -> list[Link]: ...
 
 
 class Point(Value):

@@ -5,7 +5,7 @@ from __future__ import annotations
 from unwind.frames import End
 from unwind.writers.escape import escape
 
-__all__ = ["event_line", "frame_lines"]
+__all__ = ["event_line", "frame_lines", "place_of"]
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -44,17 +44,13 @@ def frame_lines(
         why = f": {stack.end}: {escape(stack.detail)}" if partial else ""
         yield (
             f"  #{n} pc={frame.pc:#x} sp={_number(sp)} ra={_number(ra)} "
-            f"flags={','.join(flags)} {_place(frame, name)}{why}"
+            f"flags={','.join(flags)} {place_of(frame, name)}{why}"
         )
     if not frames:
         yield f"  flags=partial: {stack.end}: {escape(stack.detail)}"
 
 
-def _number(value: int | None) -> str:
-    return f"{value:#x}" if value is not None else "-"
-
-
-def _place(frame: Frame, name: Callable[[Module | None, int, int], Name]) -> str:
+def place_of(frame: Frame, name: Callable[[Module | None, int, int], Name]) -> str:
     """The function with the offset in it, and its module's file; `??` for what is not known."""
     if frame.module is None:
         return "??"
@@ -63,3 +59,7 @@ def _place(frame: Frame, name: Callable[[Module | None, int, int], Name]) -> str
     if found.function is None:
         return f"?? ({file}+{frame.module.to_vaddr(frame.pc):#x})"
     return f"{escape(found.function)}+{found.offset:#x} ({file})"
+
+
+def _number(value: int | None) -> str:
+    return f"{value:#x}" if value is not None else "-"

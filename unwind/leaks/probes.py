@@ -1,0 +1,250 @@
+"""The allocator of a process in, what the programs of bpf/leaks.bpf.c know of it out.
+
+The kernel keeps address -> (size, time, key of the stack) of what is outstanding, and sends the
+stack of each key once, as an event whose cookie is the key. What a key stands on is told there.
+"""
+
+from __future__ import annotations
+
+from unwind.bpf.btf import Btf
+from unwind.elf import Elf
+from unwind.errors import FormatError
+from unwind.leaks.code import code_of
+from unwind.leaks.records import Record
+from unwind.values import Value
+
+__all__ = ["Block", "Call", "Probes", "Sites", "Totals", "Wanted"]
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+    from unwind.bpf.libbpf import BpfObject, Link, Ring
+    from unwind.leaks.code import Code
+    from unwind.leaks.objects import Object
+    from unwind.protocols import ByteOrder
+
+_MOST_CODE = 8  # stretches: MOST_CODE of bpf/leaks.h
+_FIRST = b"\0\0\0\0"
+_LARGEST = (1 << 64) - 1
+_LOWEST = 1 << 16  # nothing is mapped below: vm.mmap_min_addr
+_TOTALS = (
+    *("allocations", "frees", "dropped", "dropped_bytes", "replaced", "replaced_bytes"),
+    "nowhere",
+)
+_MOST_CALLS = 1 << 16  # that wait to be printed
+
+
+class Wanted(Value):
+    """What is looked at: allocations of a size from `smallest` to `largest`, one of `every`.
+
+    `most` blocks have room in the kernel; `traced`: each call is told.
+    """
+
+    smallest: int = 0
+    largest: int = _LARGEST
+    every: int = 1
+    most: int = 1 << 20
+    traced: bool = False
+
+
+class Block(Value):
+    """An outstanding allocation. `time` is in nanoseconds of CLOCK_MONOTONIC."""
+
+    address: int
+    size: int
+    time: int
+    stack: int
+    tid: int
+
+
+class Sites(Value):
+    """What the kernel has counted of one key: outstanding, and allocations since the beginning."""
+
+    stack: int
+    size: int
+    count: int
+    events: int
+
+
+class Totals(Value):
+    """What has happened. `dropped` allocations are not among those outstanding, for want of room;
+    of `replaced` ones the free was not seen, but their address was given out again. `nowhere`
+    have no stack."""
+
+    allocations: int
+    frees: int
+    dropped: int
+    dropped_bytes: int
+    replaced: int
+    replaced_bytes: int
+    nowhere: int
+
+
+class Call(Value):
+    """One call: `function` is the kind, as bpf/leaks.h has it; of a free, `size` is what went."""
+
+    time: int
+    address: int
+    size: int
+    stack: int
+    tid: int
+    function: str
+
+
+class Probes:
+    """Watches the allocator of process `pid`; for a RingBufferSource what a Point is."""
+
+    kind, name, object_name = "allocator", "malloc", "leaks"
+    programs = ("on_enter", "on_leave", "on_exec")
+
+    def __init__(self, pid: int, objects: Sequence[Object], wanted: Wanted):
+        self.pid, self.objects, self.wanted = pid, objects, wanted
+        self._serial = 0
+        self._settled: Code | None = None  # what the kernel goes by
+        self._calls: list[bytes] = []
+        self._ring: Ring | None = None
+
+    def prepare(self, object: BpfObject) -> None:
+        """Before it is loaded: how much room there is; FormatError for another object."""
+        object.resize("blocks", self.wanted.most)
+        with open(object.path, "rb") as file:
+            elf = Elf(file.read(), object.path)
+        section = elf.section(".BTF")
+        if section is None:
+            raise FormatError("it has no section .BTF", elf.path)
+        order = elf.header.byteorder
+        btf = Btf(elf.data(section), order)
+        self._order: ByteOrder = order
+        self._kinds = btf.enum("allocator_function")
+        self._names = {number: name for name, number in self._kinds.items()}
+        self._block = Record(btf, "block", ("size", "time", "stack", "tid", "epoch"), order)
+        self._site = Record(btf, "site", ("bytes", "count", "events", "epoch"), order)
+        self._life = Record(btf, "life", ("epoch", "unsettled"), order)
+        self._totals = Record(btf, "totals", _TOTALS, order)
+        self._call = Record(
+            btf, "call_told", ("time", "address", "size", "stack", "tid", "function"), order
+        )
+        names = ("serial", "exec_pages", "low", "smallest", "largest", "every", "traced")
+        self._plan = Record(btf, "plan", (*names, "serial_again"), order)
+        self._code = btf.struct("plan").members["code"]
+
+    def attach(self, object: BpfObject, pid: int | None, cookie: int) -> list[Link]:
+        """Attach to all functions; BpfError where that fails."""
+        self._object = object
+        self._blocks, self._sites = object.map("blocks"), object.map("sites")
+        self._lives, self._plans = object.map("lives"), object.map("plans")
+        if self.wanted.traced:
+            self._ring = object.ring("told", self._take_call)
+        self.settle(force=True)
+        links: list[Link] = []
+        try:
+            links.append(object.programs["on_exec"].attach_raw_tracepoint("sched_process_exec"))
+            # Nothing is seen to be made before it is seen to go, on the way in as on the way out:
+            # links are closed from the last to the first. Nor is a call of which the return is not.
+            self._attach(object, "on_enter", False, False, links)
+            self._attach(object, "on_leave", True, True, links)
+            self._attach(object, "on_enter", True, False, links)
+        except BaseException:
+            while links:
+                links.pop().close()
+            raise
+        return links
+
+    def _attach(
+        self, object: BpfObject, name: str, makes: bool, returning: bool, links: list[Link]
+    ) -> None:
+        """Attach a program to all functions that make allocations, or to those that free them."""
+        program = object.programs[name]
+        for place in self.objects:
+            for function in place.functions:
+                if function.returns == makes:
+                    where = place.path, None, function.offset, self.pid
+                    kind = self._kinds[function.kind]
+                    links.append(program.attach_uprobe(*where, kind, returning))
+
+    def settle(self, force: bool = False) -> None:
+        """Tell the kernel where code lies, if that has changed."""
+        if not force and self._lived()[1] != self._serial:
+            return
+        found = code_of(self.pid, _MOST_CODE)
+        if found is not None and found == self._settled and not force:
+            return
+        self._settled = found
+        wanted = self.wanted
+        self._serial += 1
+        low = min([start for start, _ in found.stretches], default=_LOWEST) if found else _LOWEST
+        plan = bytearray(
+            self._plan.pack(
+                self._serial,
+                found.pages if found is not None else 0,
+                low,
+                wanted.smallest,
+                wanted.largest,
+                wanted.every,
+                int(wanted.traced),
+                self._serial,
+            )
+        )
+        for n, (start, end) in enumerate(found.stretches if found is not None else ()):
+            at = self._code.offset + 16 * n
+            plan[at : at + 8] = start.to_bytes(8, self._order)
+            plan[at + 8 : at + 16] = (end - start).to_bytes(8, self._order)
+        self._plans.put((self._serial % 2).to_bytes(4, self._order), bytes(plan))
+
+    @property
+    def epoch(self) -> int:
+        """How many programs the process has run before this one, since it is watched."""
+        return self._lived()[0]
+
+    def blocks(self) -> dict[int, Block]:
+        """What is outstanding, by address. What an earlier program had is taken out of the map."""
+        epoch, unpack, order = self.epoch, self._block.unpack, self._order
+        found = {}
+        for key, value in self._blocks.entries():
+            size, time, stack, tid, of = unpack(value)
+            if of == epoch:
+                address = int.from_bytes(key, order)
+                found[address] = Block(address, size, time, stack, tid)
+            elif of < epoch:
+                self._blocks.remove(key)
+        return found
+
+    def sites(self) -> Iterator[Sites]:
+        """What is counted by stacks."""
+        epoch, order = self.epoch, self._order
+        for key, value in self._sites.entries():
+            size, count, events, of = self._site.unpack(value)
+            if of == epoch:
+                yield Sites(int.from_bytes(key, order), size, count, events)
+
+    def totals(self) -> Totals:
+        """What has happened since the beginning."""
+        each = [self._totals.unpack(data) for data in self._object.each_cpu("totals")]
+        return Totals(*[sum(column) for column in zip(*each, strict=True)])
+
+    def calls(self) -> list[Call]:
+        """The calls since this was asked last, in the order of time; none without `traced`."""
+        if self._ring is None:
+            return []
+        self._ring.consume()
+        taken, self._calls = self._calls, []
+        found = []
+        for data in taken:
+            time, address, size, stack, tid, function = self._call.unpack(data)
+            kind = self._names.get(function, "")
+            found.append(Call(time, address, size, stack, tid, kind))
+        return sorted(found, key=lambda call: call.time)
+
+    def close(self) -> None:
+        """Give the memory of the calls' ring back; before the source is closed."""
+        if self._ring is not None:
+            self._ring.close()
+            self._ring = None
+
+    def _lived(self) -> tuple[int, ...]:
+        return self._life.unpack(self._lives.get(_FIRST) or bytes(self._life.size))
+
+    def _take_call(self, data: bytes) -> bool:
+        self._calls.append(data)
+        return len(self._calls) < _MOST_CALLS
