@@ -29,6 +29,7 @@ LAYERS = layers()
 ORDERED = {
     "arch",
     "bpf",
+    "debuginfod",
     "dwarf",
     "events",
     "leaks",

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from typing import TypeVar
 
     from unwind.debug_links import Alternate
+    from unwind.protocols import Servers
 
     How = TypeVar("How")
     Check = Callable[[Elf], str]
@@ -89,7 +90,8 @@ class Files:
     whole path, a directory, or a bare file name. Both win over recorded paths and may lie outside
     `sysroot`. `debug_dirs` hold `.build-id/xx/yyyy`, of binaries and of `.debug` files, besides
     /usr/lib/debug. `progress` is called with the bytes done and the bytes in all (None:
-    unknown) while a compressed source is unpacked.
+    unknown) while a compressed source is unpacked. `servers` are asked for what no place has;
+    `sparing`: not for names, only by who mends a stack that was cut.
 
     Images are shared by all who ask for the same file, for as long as somebody uses them.
     """
@@ -102,6 +104,8 @@ class Files:
         sysroot: str | None = None,
         debug_dirs: Sequence[str] = (),
         progress: Callable[[int, int | None], None] | None = None,
+        servers: Servers | None = None,
+        sparing: bool = False,
     ):
         self.executable = executable
         self.module_map = dict(module_map or {})
@@ -109,6 +113,8 @@ class Files:
         self.root = sysroot or ""  # what recorded paths start from
         self.debug_dirs = tuple(debug_dirs)
         self.progress = progress
+        self.servers = servers
+        self.sparing = sparing
         self.warnings: list[str] = []
         self.main_wanted = False  # somebody has asked for the main program's file
         self._images: dict[Key, tuple[ref[Image], memoryview]] = {}
@@ -169,7 +175,10 @@ class Files:
                 return False
             return found.build_id == build_id if crc is None else _crc32(data) == crc
 
-        return self._first(self._debug_places(image), serves)
+        found = self._first(self._debug_places(image), serves)
+        if found is None and build_id is not None and not self.sparing:
+            found = self.fetched(build_id, "debuginfo", image.path or image.elf.path)
+        return found
 
     def alternate(self, elf: Elf) -> Elf | None:
         """The file that `dwz` put into what several debug files share, `elf` among them.
@@ -187,6 +196,8 @@ class Files:
             return said is not None and said[0] and said[2] == link.checksum
 
         found = self._first(self._alternate_places(elf, link), serves)
+        if found is None and link.build_id is not None and not self.sparing:
+            found = self.fetched(link.build_id, "debuginfo", link.path)
         return found.elf if found is not None else None
 
     def split_package(self, elf: Elf, path: str) -> Elf | None:
@@ -204,6 +215,22 @@ class Files:
         """
         found = self._first(self._unit_places(image, name, comp_dir), _any)
         return found.elf if found is not None else None
+
+    def fetched(self, build_id: bytes, kind: str, name: str) -> Image | None:
+        """What the servers have with that build-id: kind `executable` or `debuginfo`.
+
+        `name` is what the user knows it by. None where there are no servers, or nothing came.
+        """
+        path = None
+        if self.servers is not None:
+            path = self.servers.file(build_id, kind, os.path.basename(name))
+        if path is None:
+            return None
+        try:
+            found, _ = self._open(path, _WITH_DEBUG_INFO)
+        except (_Unfit, OSError, ValueError, FormatError):
+            return None
+        return found if found.build_id == build_id else None
 
     def _first(
         self,

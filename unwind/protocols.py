@@ -23,6 +23,7 @@ __all__ = [
     "Location",
     "Memory",
     "RowSource",
+    "Servers",
     "Symbol",
     "Symbolizer",
     "Told",
@@ -83,6 +84,18 @@ class Told(Protocol):
 
     def stub(self, vaddr: int) -> symtab.Symbol | None:
         """The stub of a linkage table at `vaddr`, by the name of what it leads to."""
+        ...
+
+
+class Servers(Protocol):
+    """Who has files by their build-ids: see debuginfod/client.py. Nothing is raised."""
+
+    def file(self, build_id: bytes, kind: str, name: str = "") -> str | None:
+        """The path of the whole file, of kind `executable` or `debuginfo`, or None."""
+        ...
+
+    def section(self, build_id: bytes, section: str, name: str = "") -> str | None:
+        """The path of a file with the contents of one section, or None."""
         ...
 
 

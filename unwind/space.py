@@ -99,6 +99,11 @@ class AddressSpace:
             given = tuple(regions)  # a generator may want what is there now
             self._make_regions = lambda: given
 
+    def exchange(self, old: Module, new: Module) -> None:
+        """`new` is known of what was `old`: another image, or one at last."""
+        modules = [new if module is old else module for module in self.modules]
+        self.replace(modules, self.regions, self.complete, self._code)
+
     def extend(self, modules: Iterable[Module], regions: Iterable[Region]) -> None:
         """These are mapped too from now on, where nothing was before.
 

@@ -17,7 +17,9 @@ if TYPE_CHECKING:
 
 
 class Options:
-    """The values of options and arguments, as attributes."""
+    """The values of options and arguments, as attributes; `prog` is the command's name."""
+
+    prog = ""
 
     def __init__(self, values: Mapping[str, object]):
         vars(self).update(values)
@@ -94,12 +96,15 @@ class PlainParser:
         help: str = "",
         version: str = "",
         required: bool = False,
+        dest: str = "",
     ) -> None:
         """An option or, where the name begins with no dash, an argument by its position."""
         self._is_plain = self._is_plain and not required  # whether it is there, argparse sees
         if nargs is not None and names[0][:1] == "-":
             action = "several"  # of one that is given, argparse makes a list
-        self._arguments.append(_Argument(names, action, default, type, choices, self._rivals))
+        made = _Argument(names, action, default, type, choices, self._rivals)
+        made.name = dest or made.name
+        self._arguments.append(made)
 
     def parse(self, words: Sequence[str]) -> dict[str, object] | None:
         """The values by their names, or None where the line is not plain."""

@@ -54,6 +54,7 @@ class Command:
         if words == ["--version"]:  # without the 10 ms that argparse costs
             return _written(lambda: print(f"unwind {VERSION}") or 0)
         options = parse(self.name, self._declare, words)
+        options.prog = self.name
         # Names are any bytes, terminals and locales differ: what cannot be written is escaped.
         for stream in (sys.stdout, sys.stderr):
             if hasattr(stream, "reconfigure"):

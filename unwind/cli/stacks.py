@@ -9,6 +9,7 @@ import sys
 
 from unwind.cli.names import add_name_options, names_of, source_line_of
 from unwind.cli.plumbing import Progress, wants_colour, warn
+from unwind.cli.servers import add_server_options, is_sparing, servers_of
 from unwind.errors import SourceError
 from unwind.frames import End
 
@@ -92,6 +93,7 @@ def add_file_options(parser: Parser) -> None:
         metavar="DIR",
         help="look for binaries and debug files by build-id in DIR/.build-id; may be repeated",
     )
+    add_server_options(parser)
 
 
 def add_walk_options(parser: Parser) -> None:
@@ -146,6 +148,8 @@ def files_of(options: Options, progress: Progress | None = None) -> Files:
         sysroot=options.sysroot,
         debug_dirs=options.debug_dir,
         progress=progress,
+        servers=servers_of(options),
+        sparing=is_sparing(options),
     )
 
 
@@ -188,6 +192,7 @@ class _Report:
         self.source = source
         sources = sources_of(options, source.arch)
         self.unwinder = Unwinder(source.arch, sources, options.max_frames or DEFAULT_LIMIT)
+        self.files = files
         self.names = names_of(options, files)
         # Who cross-checks asks all sources, whichever the walk goes by.
         self.judge = Unwinder(source.arch, [make(source.arch) for make in METHODS.values()])
@@ -195,6 +200,8 @@ class _Report:
     def print(self) -> int:
         """Print what was asked for; 1 when strictness was asked for and not met."""
         snapshots = self._chosen()
+        if self.files is not None and self.files.servers is not None:
+            self._fetch(self.files, snapshots)
         complete = self._json(snapshots) if self.options.json else self._text(snapshots)
         for name, problem in self.names.problems.items():
             self._warn(f"{name}: no symbols: {problem}")
@@ -227,6 +234,16 @@ class _Report:
         if not snapshots:
             raise SourceError("no thread to unwind", self.source.path)
         return sorted(snapshots, key=lambda snapshot: not snapshot.crashed)
+
+    def _fetch(self, files: Files, snapshots: list[Snapshot]) -> None:
+        """Have what the stacks lack in their address spaces before anything is printed."""
+        from unwind.mending import Mender
+
+        mender = Mender(files, self.unwinder)
+        for snapshot in snapshots:
+            mender.mend(snapshot)
+        for warning in mender.warnings:
+            self._warn(warning)
 
     def _warn_of_methods(self, source: RecordedSource) -> None:
         """A snapshot has what was asked for when it was taken."""

@@ -38,6 +38,8 @@ class ProcessFiles(Files):
             sysroot=files.sysroot,
             debug_dirs=files.debug_dirs,
             progress=files.progress,
+            servers=files.servers,
+            sparing=files.sparing,
         )
         self._images = files._images
         self._directory = proc.directory
