@@ -8,9 +8,11 @@ __all__ = ["DebugSymbolizer"]
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from unwind.elf import Elf
     from unwind.files import Files
     from unwind.image import Image
     from unwind.lines.lookup import Lines, Location
+    from unwind.lines.units import Unit
 
 
 class DebugSymbolizer(TableSymbolizer):
@@ -46,5 +48,35 @@ class DebugSymbolizer(TableSymbolizer):
 
         for owner in (image, image.debug):
             if owner is not None and has_debug_info(owner.elf):
-                return Lines(owner.elf)
+                files, elf = self._files, owner.elf
+                if files is None:
+                    return Lines(elf)
+                return Lines(elf, lambda: files.alternate(elf), _Split(files, image, owner))
         return None
+
+
+class _Split:
+    """Finds the other part of units of `image`, whose debug info `owner` has."""
+
+    def __init__(self, files: Files, image: Image, owner: Image):
+        self._files, self._image, self._owner = files, image, owner
+        self._packages: list[Elf] | None = None
+
+    def __call__(self, skeleton: Unit) -> Unit | None:
+        from unwind.lines.constants import DW_AT
+        from unwind.lines.split import split_name, unit_in_file, unit_in_package
+
+        if self._packages is None:
+            owners = {image.path: image for image in (self._image, self._owner) if image.path}
+            found = [self._files.split_package(o.elf, path) for path, o in owners.items() if path]
+            self._packages = [elf for elf in found if elf is not None]
+        for package in self._packages:
+            unit = unit_in_package(skeleton, package)
+            if unit is not None:
+                return unit
+        name = split_name(skeleton)
+        if name is None:
+            return None
+        folder = skeleton.text(DW_AT.comp_dir) or ""
+        elf = self._files.split_unit(self._image, name, folder)
+        return unit_in_file(skeleton, elf) if elf is not None else None
