@@ -27,7 +27,7 @@ def built(way: str, folder: Path, *sources: Path) -> Path:
 
 
 def run(command: list[str], folder: Path) -> None:
-    subprocess.run(command, cwd=folder, check=True, capture_output=True)
+    subprocess.run(command, cwd=folder, check=True, capture_output=True, timeout=60)
 
 
 def told(program: Path, vaddrs: list[int]) -> tuple[list[Chain], list[str]]:

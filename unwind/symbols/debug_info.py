@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from unwind.symbols.table import TableSymbolizer
 
-__all__ = ["DebugSymbolizer"]
+__all__ = ["DebugSymbolizer", "debug_info_of"]
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -44,15 +44,24 @@ class DebugSymbolizer(TableSymbolizer):
 
     def _opened(self, image: Image) -> Lines | None:
         from unwind.lines.lookup import Lines
-        from unwind.lines.sections import has_debug_info
 
-        for owner in (image, image.debug):
-            if owner is not None and has_debug_info(owner.elf):
-                files, elf = self._files, owner.elf
-                if files is None:
-                    return Lines(elf)
-                return Lines(elf, lambda: files.alternate(elf), _Split(files, image, owner))
-        return None
+        owner, files = debug_info_of(image), self._files
+        if owner is None:
+            return None
+        elf = owner.elf
+        if files is None:
+            return Lines(elf)
+        return Lines(elf, lambda: files.alternate(elf), _Split(files, image, owner))
+
+
+def debug_info_of(image: Image) -> Image | None:
+    """The image itself or its separate debug file, whichever has debug info; None: neither."""
+    from unwind.lines.sections import has_debug_info
+
+    if has_debug_info(image.elf):
+        return image
+    debug = image.debug
+    return debug if debug is not None and has_debug_info(debug.elf) else None
 
 
 class _Split:
