@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import argparse
 import mmap
+import posixpath
 import random
 import subprocess
 import sys
@@ -25,7 +26,10 @@ from pathlib import Path
 
 from unwind.elf import Elf
 from unwind.errors import UnwindError
+from unwind.files import Files
+from unwind.image import Image
 from unwind.lines.lookup import Lines
+from unwind.symbols.symcache import SymbolicSymbolizer
 
 # file, line of each level, the innermost first; None is unknown
 Chain = tuple[tuple[str | None, int | None], ...]
@@ -90,6 +94,15 @@ def by_llvm(program: str) -> Callable[[Path, Sequence[int]], list[Chain]]:
     return read
 
 
+def by_symbolic(path: Path, vaddrs: Sequence[int]) -> list[Chain]:
+    """What our symbolizer on top of symbolic's cache says; it makes that when there is none."""
+    with Files() as files:
+        image = files.image(str(path)).image or Image(opened(path), str(path))
+        symbolizer = SymbolicSymbolizer(files)
+        found = [symbolizer.locations(image, vaddr) for vaddr in vaddrs]
+        return [tuple((place.file, place.line) for place in chain) for chain in found]
+
+
 def by_addr2line(path: Path, vaddrs: Sequence[int]) -> list[Chain]:
     """What addr2line says."""
     lines = _asked(["addr2line", "-a", "-i", "-f", "-e", str(path)], vaddrs).splitlines()
@@ -132,7 +145,7 @@ def compare(
         if not _known(own) and not _known(other):
             continue
         score.counted += 1
-        if (own == other) if files else _lines(own) == _lines(other):
+        if (_plain(own) == _plain(other)) if files else _lines(own) == _lines(other):
             score.same += 1
         else:
             score.differences.append(f"{vaddr:#x}: {_shown(own)} here, {_shown(other)} there")
@@ -141,6 +154,11 @@ def compare(
 
 def _known(chain: Chain) -> bool:
     return any(line is not None for _, line in chain)
+
+
+def _plain(chain: Chain) -> Chain:
+    """Paths without `.` and `..`, which symbolic leaves out."""
+    return tuple((file and posixpath.normpath(file), line) for file, line in chain)
 
 
 def _lines(chain: Chain) -> tuple[int | None, ...]:
@@ -157,7 +175,12 @@ def examined(path: Path, count: int, seed: int, llvm: str) -> Iterator[Score]:
     start = time.perf_counter()
     mine = ours(path, vaddrs)
     print(f"    {sum(map(_known, mine))} of {count} with a line, {_since(start):.2f} s")
-    readers = ((llvm, by_llvm(llvm), True), ("addr2line -i", by_addr2line, False))
+    readers = (
+        (llvm, by_llvm(llvm), True),
+        ("addr2line -i", by_addr2line, False),
+        ("symbolic", by_symbolic, True),
+        ("symbolic, warm", by_symbolic, True),
+    )
     for name, read, files in readers:
         start = time.perf_counter()
         theirs = read(path, vaddrs)

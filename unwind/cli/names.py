@@ -46,23 +46,27 @@ def add_name_options(parser: Parser, letters: bool = True) -> None:
         choices=_SYMBOLIZERS,
         default="auto",
         metavar="NAME",
-        help="what reads debug info: built-in, or symbolic (the extra `symbols`), which is auto "
-        "where it is installed; symbols: nothing does, there are names of symbols only",
+        help="what reads debug info: built-in; symbolic (the extra `symbols`), which keeps what it "
+        "reads, is fast for many places and tells no columns; symbols: nothing does; auto: "
+        "symbolic for profiles, where it is installed",
     )
     group.add_argument(
         "--no-demangle", action="store_true", help="names as they are in the symbol table"
     )
 
 
-def names_of(options: Options, files: Files | None = None) -> Names:
-    """What names pcs as the options have it."""
+def names_of(options: Options, files: Files | None = None, many: bool = False) -> Names:
+    """What names pcs as the options have it.
+
+    `many`: hundreds of places will be asked for, and nobody looks at their columns.
+    """
     from unwind.symbols.names import Names
 
     if options.inlines and options.no_inlines:
         raise SourceError("--inlines and --no-inlines: one of them, please")
     source = options.source or options.source_lines
     return Names(
-        _symbolizer(options, files, source or options.inlines),
+        _symbolizer(options, files, source or options.inlines, many),
         source=source,
         inlines=options.inlines,
         demangled=not options.no_demangle,
@@ -78,11 +82,16 @@ def source_line_of(options: Options) -> Callable[[str, int], str | None] | None:
     return SourceFiles(options.sysroot).line
 
 
-def _symbolizer(options: Options, files: Files | None, wanted: bool) -> Symbolizer:
+def _symbolizer(options: Options, files: Files | None, wanted: bool, many: bool) -> Symbolizer:
     if not wanted or options.symbolizer == "symbols":
         from unwind.symbols.table import TableSymbolizer
 
         return TableSymbolizer()
+    if options.symbolizer == "symbolic" or (options.symbolizer == "auto" and many):
+        from unwind.symbols.symcache import SymbolicSymbolizer, is_installed
+
+        if options.symbolizer == "symbolic" or is_installed():
+            return SymbolicSymbolizer(files)
     from unwind.symbols.debug_info import DebugSymbolizer
 
     return DebugSymbolizer(files)
