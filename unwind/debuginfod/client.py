@@ -9,8 +9,9 @@ from __future__ import annotations
 import os
 
 from unwind.debuginfod.cache import Cache, cache_directory
-from unwind.elf import SHT, Elf
+from unwind.elf import PT, SHT, Elf
 from unwind.errors import FormatError
+from unwind.values import Value
 
 __all__ = ["Client", "client_of"]
 
@@ -86,17 +87,19 @@ class Client:
             return None
         path = self.cache.path(build_id, kind, section)
         if path not in self._known:
+            wanted = _Wanted(build_id, kind, section, name or build_id.hex(), path)
             try:
-                self._known[path] = self._search(path, build_id, section, name)
+                self._known[path] = self._search(wanted)
             except (OSError, ValueError) as error:
                 reason = error.strerror if isinstance(error, OSError) else str(error)
                 self._warn(self.cache.directory, f"no cache: {reason}")
                 self._known[path] = None
         return self._known[path]
 
-    def _search(self, path: str, build_id: bytes, section: str, name: str) -> str | None:
+    def _search(self, wanted: _Wanted) -> str | None:
         """What is in the cache, or else on a server."""
-        if self.cache.has(path) and (section or not _wrong(path, build_id)):
+        path = wanted.path
+        if self.cache.has(path) and not wanted.wrong(path):
             return path
         if self.cache.is_refused(path):
             return None
@@ -105,15 +108,8 @@ class Client:
             self.warn(f"{what} (--debuginfod-time)")
             return None
         absent = bool(self._servers)
-        words = [build_id.hex(), os.path.basename(path).partition("-")[0]]
-        if section:
-            from urllib.parse import quote
-
-            words.append(quote(section, safe=""))
         for server in list(self._servers):
-            reason = self._fetch(
-                f"{server}/buildid/{'/'.join(words)}", path, build_id, section, name
-            )
+            reason = self._fetch(server, wanted) if self.left > 0 else "no time"
             if not reason:
                 return path
             absent = absent and reason == _ABSENT
@@ -121,42 +117,51 @@ class Client:
             self.cache.refuse(path)
         return None
 
-    def _fetch(self, url: str, path: str, build_id: bytes, section: str, name: str) -> str:
+    def _fetch(self, server: str, wanted: _Wanted) -> str:
         """Bring it into the cache; why not, or ""."""
-        from time import monotonic
+        from unwind.debuginfod.transfer import TransferError
 
-        from unwind.debuginfod.transfer import TransferError, download
-
-        server = url.partition("/buildid/")[0]
-        if self.left <= 0:
-            return "no time"
-        name = name or build_id.hex()
-        part, begun = self.cache.begin(path), monotonic()
-        bar = self._watch(name) if self._watch is not None else None
+        part = self.cache.begin(wanted.path)
         try:
-            limits = {"seconds": self.left, "largest": self.largest}
-            try:
-                download(url, part, **limits, http=self.http, progress=bar)  # type: ignore[arg-type]
-            finally:
-                self.left -= monotonic() - begun
-                if bar is not None:
-                    bar.close()
-            wrong = "" if section else _wrong(part, build_id)
+            self._download(server + wanted.words, part, wanted.name)
+            wrong = wanted.wrong(part)
             if wrong:
-                self._warn(server, f"sent {wrong} for {name}; it was not used")
+                self._warn(server, f"sent {wrong} for {wanted.name}; it was not used")
                 return wrong
-            self.cache.store(part, path)
+            self.cache.store(part, wanted.path)
             return ""
         except TransferError as error:
             if error.dead:
                 self._servers.remove(server)
             if error.absent:
                 return _ABSENT
-            if not section or error.dead:  # of a server that does no sections the whole is asked
-                self._warn(server, f"{name}: {error.reason}")
+            if error.dead or not wanted.section:  # where there are no sections, the whole is asked
+                self._warn(server, f"{wanted.name}: {error.reason}")
             return error.reason
         finally:
             self.cache.drop(part)
+
+    def _download(self, url: str, path: str, name: str) -> None:
+        """Fetch what `url` gives, in the time that is left, while a bar shows how far it is."""
+        from time import monotonic
+
+        from unwind.debuginfod.transfer import download
+
+        begun = monotonic()
+        bar = self._watch(name) if self._watch is not None else None
+        try:
+            download(
+                url,
+                path,
+                seconds=self.left,
+                largest=self.largest,
+                http=self.http,
+                progress=bar,
+            )
+        finally:
+            self.left -= monotonic() - begun
+            if bar is not None:
+                bar.close()
 
     def _warn(self, where: str, what: str) -> None:
         self.warn(f"{where}: {what}")
@@ -171,6 +176,30 @@ class Client:
 
 
 _ABSENT = "absent"
+
+
+class _Wanted(Value):
+    """What is asked for: by what name the user knows it, and where it lies in the cache."""
+
+    build_id: bytes
+    kind: str
+    section: str
+    name: str
+    path: str
+
+    @property
+    def words(self) -> str:
+        """The path in a server's URL."""
+        path = f"/buildid/{self.build_id.hex()}/{self.kind}"
+        if not self.section:
+            return path
+        from urllib.parse import quote
+
+        return f"{path}/{quote(self.section, safe='')}"
+
+    def wrong(self, path: str) -> str:
+        """What the file at `path` is, where it is not the whole one with the build-id; else ""."""
+        return "" if self.section else _wrong(path, self.build_id, self.kind)
 
 
 def client_of(
@@ -198,7 +227,7 @@ def client_of(
     return made
 
 
-def _wrong(path: str, build_id: bytes) -> str:
+def _wrong(path: str, build_id: bytes, kind: str) -> str:
     """What a file is, where it is not the whole ELF file with that build-id; "" where it is."""
     from mmap import PROT_READ, mmap
 
@@ -220,6 +249,9 @@ def _wrong(path: str, build_id: bytes) -> str:
         for section in elf.sections:
             there = section.type == SHT.NOBITS or section.offset + section.size <= size
             whole = whole and (there or not section.size)
+        if kind == "executable":  # the headers of a debug file tell of what it left out
+            for row in elf.program_rows:
+                whole = whole and (row[0] != PT.LOAD or row[2] + row[4] <= size)
         return "" if whole else "a file that is cut short"
     except FormatError:
         return "what is no ELF file"
