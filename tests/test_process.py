@@ -222,6 +222,27 @@ def test_of_what_may_have_changed_only_copies_are_read() -> None:
         memory.read(0x401000, -1)
 
 
+def test_code_that_can_be_written_to_is_read_but_where_a_stack_lies() -> None:
+    """A JIT makes it; a program with an executable stack has code and frames in one mapping."""
+    line = b"7e0000000000-7e0000004000 rwxp 00000000 00:00 0 \n"
+    place, asked = 0x7E0000001000, list[int]()
+
+    def read(address: int, room: memoryview) -> int:
+        asked.append(address)
+        return len(room)
+
+    memory = LiveMemory([], list(mapped(line)), read)
+    assert memory.read(place, 8) == bytes(8)
+    assert asked == [place]
+    stretch = Stretch(place + 0x1000, place + 0x2000, memoryview(bytes(0x1000)))
+    stretch.filled = 0x1000
+    memory = LiveMemory([stretch], list(mapped(line)), read)
+    assert memory.read(place + 0x1000, 8) == bytes(8)
+    with pytest.raises(MemoryFault, match="only stacks are copied"):
+        memory.read(place, 8)
+    assert asked == [place]
+
+
 def test_code_of_a_process_that_is_gone_comes_from_its_file() -> None:
     memory = LiveMemory([], list(mapped(MAPS)), lambda _address, _room: 0)
     with pytest.raises(MemoryFault, match="has ended"):

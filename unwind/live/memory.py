@@ -1,7 +1,8 @@
 """Copies of stacks in, with what never changes of a process that runs on; a Memory out.
 
 What the process may write to, and what was not copied while it stood still, is unreadable:
-by now other things may lie there.
+by now other things may lie there. But code that it has made itself (a JIT) is read: it can be
+written to as a rule, lies still for longer than a walk takes, and no value of a frame is in it.
 """
 
 from __future__ import annotations
@@ -41,6 +42,11 @@ class LiveMemory:
         self._stretches = [stretch for stretch in stretches if stretch.start < stretch.end]
         self._starts = [stretch.start for stretch in self._stretches]
         self._mappings = mappings
+        self._changing = [
+            # Where a stack lies, all is a stack: of programs with an executable one, too.
+            m.writable and not (m.executable and not self._has_copies(m.start, m.end))
+            for m in mappings
+        ]
         self._mapped = [mapping.start for mapping in mappings]
         self._read: Callable[[int, memoryview], int] | None = read
         self._pages: dict[int, bytes] = {}
@@ -90,6 +96,11 @@ class LiveMemory:
             return None
         return self._stretches[at]
 
+    def _has_copies(self, start: int, end: int) -> bool:
+        """Whether a copy lies in [start, end)."""
+        at = bisect_right(self._starts, end - 1) - 1
+        return at >= 0 and self._stretches[at].end > start
+
     def _piece(self, address: int, end: int) -> bytes | str:
         """Some of the bytes from `address` on, or why there are none."""
         stretch = self._stretch(address)
@@ -102,7 +113,7 @@ class LiveMemory:
         if at < 0 or address >= self._mappings[at].end:
             return "nothing was mapped there"
         mapping = self._mappings[at]
-        if mapping.writable:
+        if self._changing[at]:
             return stretch.lacking if stretch is not None else _CHANGES
         if not mapping.readable and not mapping.executable:
             return "a guard page: mapped without any right of access"
