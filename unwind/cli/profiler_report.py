@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 
 from unwind.cli.options import Options
-from unwind.cli.perf_profiles import Counting
+from unwind.cli.perf_profiles import Counting, joined
 from unwind.cli.plumbing import warn
 from unwind.cli.profiles import write_profiles
 from unwind.cli.stacks import files_of, sources_of
@@ -61,7 +61,7 @@ class ProfilerReport:
         options = self.options
         for event in self.source.events(options.duration):
             self._take(event)
-        profiles = self.counting.profiles()
+        profiles = joined(self.counting.profiles(), [_CLOCK])
         title = f"process {options.pid}" if options.pid else "all processes"
         if not profiles:
             self._complain()
