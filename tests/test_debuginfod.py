@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import io
 import os
 import shutil
 import socket
@@ -278,7 +279,7 @@ def test_no_answer_leads_from_https_to_http(tmp_path: Path) -> None:
     opener = _opener(("https",))
     (redirections,) = [each for each in opener.handlers if hasattr(each, "redirect_request")]
     with pytest.raises(TransferError, match="sends us on to http://"):
-        redirections.redirect_request(None, None, 302, "", {}, "http://elsewhere/")
+        redirections.redirect_request(None, io.BytesIO(), 302, "", {}, "http://elsewhere/")
 
 
 # -------------------------------------------------------------------------------------- the cache

@@ -18,6 +18,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
     from http.client import HTTPResponse
+    from typing import IO, Any
     from urllib.request import OpenerDirector
 
 STALL = 10.0  # seconds without a byte: nothing more is expected of that server
@@ -136,11 +137,14 @@ def _opener(schemes: tuple[str, ...]) -> OpenerDirector:
     class Redirections(request.HTTPRedirectHandler):
         max_redirections = _MOST_REDIRECTIONS
 
-        def redirect_request(self, *given: object) -> request.Request | None:
-            url = str(given[-1])
+        def redirect_request(
+            self, req: request.Request, fp: IO[bytes], *said: Any
+        ) -> request.Request | None:
+            url = str(said[-1])
             if url.partition(":")[0].lower() not in schemes:
+                fp.close()
                 raise TransferError(f"it sends us on to {url[:200]}")
-            return super().redirect_request(*given)  # type: ignore[arg-type]
+            return super().redirect_request(req, fp, *said)
 
     opener = request.OpenerDirector()
     for handler in (
