@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from unwind.errors import SourceError
 
-__all__ = ["add_name_options", "names_of", "source_line_of"]
+__all__ = ["SYMBOLIZERS", "add_name_options", "names_of", "source_line_of", "symbolizer_of"]
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from unwind.protocols import Symbolizer
     from unwind.symbols.names import Names
 
-_SYMBOLIZERS = ("auto", "built-in", "symbolic", "symbols")
+SYMBOLIZERS = ("auto", "built-in", "symbolic", "symbols")
 
 
 def add_name_options(parser: Parser, letters: bool = True) -> None:
@@ -43,7 +43,7 @@ def add_name_options(parser: Parser, letters: bool = True) -> None:
     )
     group.add_argument(
         "--symbolizer",
-        choices=_SYMBOLIZERS,
+        choices=SYMBOLIZERS,
         default="auto",
         metavar="NAME",
         help="what reads debug info: built-in; symbolic (the extra `symbols`), which keeps what it "
@@ -65,8 +65,9 @@ def names_of(options: Options, files: Files | None = None, many: bool = False) -
     if options.inlines and options.no_inlines:
         raise SourceError("--inlines and --no-inlines: one of them, please")
     source = options.source or options.source_lines
+    which = options.symbolizer if source or options.inlines else "symbols"
     return Names(
-        _symbolizer(options, files, source or options.inlines, many),
+        symbolizer_of(which, files, many),
         source=source,
         inlines=options.inlines,
         demangled=not options.no_demangle,
@@ -82,15 +83,16 @@ def source_line_of(options: Options) -> Callable[[str, int], str | None] | None:
     return SourceFiles(options.sysroot).line
 
 
-def _symbolizer(options: Options, files: Files | None, wanted: bool, many: bool) -> Symbolizer:
-    if not wanted or options.symbolizer == "symbols":
+def symbolizer_of(which: str, files: Files | None, many: bool) -> Symbolizer:
+    """The symbolizer called so, one of `SYMBOLIZERS`; `many` as of `names_of`."""
+    if which == "symbols":
         from unwind.symbols.table import TableSymbolizer
 
         return TableSymbolizer()
-    if options.symbolizer == "symbolic" or (options.symbolizer == "auto" and many):
+    if which == "symbolic" or (which == "auto" and many):
         from unwind.symbols.symcache import SymbolicSymbolizer, is_installed
 
-        if options.symbolizer == "symbolic" or is_installed():
+        if which == "symbolic" or is_installed():
             return SymbolicSymbolizer(files)
     from unwind.symbols.debug_info import DebugSymbolizer
 

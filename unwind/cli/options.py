@@ -102,6 +102,8 @@ class PlainParser:
         self._is_plain = self._is_plain and not required  # whether it is there, argparse sees
         if nargs is not None and names[0][:1] == "-":
             action = "several"  # of one that is given, argparse makes a list
+        elif nargs == "*":
+            self._is_plain = False
         made = _Argument(names, action, default, type, choices, self._rivals)
         made.name = dest or made.name
         self._arguments.append(made)

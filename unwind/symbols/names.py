@@ -51,7 +51,8 @@ class Names:
     """Names pcs of one address space, by a Symbolizer.
 
     With `source` their places in source are told, with `inlines` the functions inlined there.
-    Without `demangled` functions are called as in the symbol table.
+    Without `demangled` functions are called as in the symbol table. With `declared` they are
+    called as in debug info, which knows nothing of `.cold` and `.isra.0`.
     """
 
     def __init__(
@@ -61,8 +62,10 @@ class Names:
         source: bool = False,
         inlines: bool = False,
         demangled: bool = True,
+        declared: bool = False,
     ):
         self._symbolizer = symbolizer
+        self._declared = declared
         self._source, self._inlines = source, inlines
         self._demangle = demangle if demangled else _as_it_is
         self._demangled: dict[str, str] = {}
@@ -108,7 +111,7 @@ class Names:
         if not places:
             return name
         symbol, function = name.symbol, name.function
-        if symbol is None and places[-1].function is not None:
+        if (symbol is None or self._declared) and places[-1].function is not None:
             symbol, function = places[-1].function, self._plain(places[-1].function)
         inlined = tuple(map(self._inlined, places[:-1])) if self._inlines else ()
         where = places[-1] if self._inlines else places[0]

@@ -6,7 +6,16 @@ import os
 
 from unwind.writers.escape import escape
 
-__all__ = ["SCHEMA", "document", "dumps", "frame_entries", "module_entry", "plain_text"]
+__all__ = [
+    "SCHEMA",
+    "document",
+    "dumps",
+    "frame_entries",
+    "inlined_entries",
+    "module_entry",
+    "plain_text",
+    "source_place",
+]
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -157,18 +166,27 @@ def frame_entries(
     found["symbol"] = plain_text(called.symbol) if called.symbol is not None else None
     found["offset"] = hex(called.offset) if called.offset is not None else None
     found["signal"] = frame.signal
-    found |= _source_place(called)
-    inlined = []
-    for call in called.inlined:
-        entry: dict[str, Any] = {"pc": found["pc"], "trust": found["trust"], "inline": True}
-        entry |= {key: found[key] for key in ("module", "vaddr") if key in found}
-        entry["function"] = plain_text(call.function) if call.function is not None else None
-        entry["symbol"] = plain_text(call.symbol) if call.symbol is not None else None
-        inlined.append(entry | _source_place(call))
-    return [*inlined, found]
+    found |= source_place(called)
+    keys = ("pc", "trust", "module", "vaddr")
+    shared: dict[str, Any] = {key: found[key] for key in keys if key in found}
+    return [*inlined_entries(shared, called), found]
 
 
-def _source_place(place: Name | Inlined) -> dict[str, Any]:
+def inlined_entries(shared: dict[str, Any], name: Name) -> list[dict[str, Any]]:
+    """The entries of what is inlined at a place, innermost first; `shared`: what all have."""
+    return [
+        {
+            **shared,
+            "inline": True,
+            "function": plain_text(call.function) if call.function is not None else None,
+            "symbol": plain_text(call.symbol) if call.symbol is not None else None,
+            **source_place(call),
+        }
+        for call in name.inlined
+    ]
+
+
+def source_place(place: Name | Inlined) -> dict[str, Any]:
     """`file`, `line` and `column`, as far as they are known."""
     if place.file is None:
         return {}
