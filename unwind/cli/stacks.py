@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from unwind.protocols import RowSource
     from unwind.snapshot import RecordedSource, Snapshot, Source
 
+_MOST_ADVICE = 10
 _AT_ONCE = 100  # texts that are put out together: that of one thread is little for a system call
 
 
@@ -207,6 +208,8 @@ class _Report:
             self._warn(f"{name}: no symbols: {problem}")
         for problem in self.names.damage:
             self._warn(f"no lines: {problem}")
+        if not self.options.quiet:
+            self._advise()
         if self.options.record is not None:
             self._record(snapshots)
         return 1 if self.options.strict and not complete else 0
@@ -341,6 +344,21 @@ class _Report:
                 yield from opinion_lines(cross_check(self.judge, place))
 
         return notes
+
+    def _advise(self) -> None:
+        """Say once for each module without names what would bring them."""
+        if not self.names.unnamed:
+            return
+        from unwind.advice import advice
+        from unwind.writers.escape import escape
+
+        root = self.options.sysroot or ""
+        said = 0
+        for module, frames in self.names.unnamed.items():
+            text = advice(module, frames, root=root, servers=self.options.debuginfod)
+            if text is not None and (said := said + 1) <= _MOST_ADVICE:
+                sys.stdout.flush()
+                print(f"{self.prog}: hint: {escape(text)}", file=sys.stderr)
 
     def _record(self, snapshots: list[Snapshot]) -> None:
         """Keep what these stacks take, and with --cross-check what that takes."""

@@ -69,6 +69,10 @@ class CodeFiles:
                 return "" if there else f"it has no code at offset {offset:#x}"
 
             found = self.files.image(name, build_id, check=check)
+            if found.image is None and build_id is not None and not self.files.sparing:
+                fetched = self.files.fetched(build_id, "executable", name)
+                if fetched is not None and not check(fetched.elf):
+                    found = Found(fetched, fetched.path, State.OK, found.tried)
         image = found.image
         if image is None:
             return found, offset, build_id
