@@ -81,21 +81,26 @@ class Library:
             ("bpf_map_lookup_batch", number, [number, *[pointer] * 6]),
             ("bpf_map_lookup_elem", number, [number, pointer, pointer]),
             ("bpf_map_update_elem", number, [number, pointer, pointer, c.c_uint64]),
+            ("bpf_iter_create", number, [number]),
             ("bpf_link__destroy", number, [pointer]),
+            ("bpf_link__fd", number, [pointer]),
             ("bpf_object__close", None, [pointer]),
             ("bpf_object__find_map_by_name", pointer, [pointer, text]),
             ("bpf_object__load", number, [pointer]),
             ("bpf_object__next_program", pointer, [pointer, pointer]),
             ("bpf_object__open_mem", pointer, [c.c_char_p, size, pointer]),
+            ("bpf_program__attach_iter", pointer, [pointer, pointer]),
             ("bpf_program__attach_kprobe", pointer, [pointer, c.c_bool, text]),
             ("bpf_program__attach_perf_event", pointer, [pointer, number]),
             ("bpf_program__attach_raw_tracepoint", pointer, [pointer, text]),
             ("bpf_program__attach_tracepoint", pointer, [pointer, text, text]),
             ("bpf_program__attach_uprobe_opts", pointer, [pointer, number, text, size, pointer]),
             ("bpf_program__attach_trace", pointer, [pointer]),
+            ("bpf_program__fd", number, [pointer]),
             ("bpf_program__name", text, [pointer]),
             ("bpf_program__set_attach_target", number, [pointer, number, text]),
             ("bpf_program__set_autoload", number, [pointer, c.c_bool]),
+            ("bpf_program__set_expected_attach_type", number, [pointer, number]),
             ("libbpf_num_possible_cpus", number, []),
             ("libbpf_set_print", pointer, [pointer]),
             ("ring_buffer__consume", number, [pointer]),
@@ -148,6 +153,17 @@ class Program:
         """Whether it is loaded with the object."""
         self._library.functions.bpf_program__set_autoload(self._handle, wanted)
 
+    def expect(self, kind: int) -> None:
+        """Before it is loaded: what it will be attached as (enum bpf_attach_type)."""
+        functions = self._library.functions
+        result = functions.bpf_program__set_expected_attach_type(self._handle, kind)
+        self._library.done(result, self.name)
+
+    @property
+    def handle(self) -> int:
+        """Its descriptor, once it is loaded."""
+        return self._library.done(self._library.functions.bpf_program__fd(self._handle), self.name)
+
     def attach_kprobe(self, function: str) -> Link:
         """To the first instruction of a function of the kernel."""
         return self._attached("attach_kprobe", function, False, os.fsencode(function))
@@ -169,6 +185,10 @@ class Program:
             self._handle, 0, os.fsencode(name)
         )
         library.done(result, f"cannot attach to {name}")
+
+    def attach_iterator(self) -> Link:
+        """To all that its section names; `Link.read` runs it."""
+        return self._attached("attach_iter", self.name, None)
 
     def attach_trace(self, name: str) -> Link:
         """To what it was aimed at, by the kernel's own types."""
@@ -222,6 +242,20 @@ class Link:
 
     def __init__(self, library: Library, handle: int):
         self._library, self._handle = library, handle
+
+    def read(self) -> bytes:
+        """What an iterator writes, of all that there is now."""
+        library = self._library
+        what = "the iterator"
+        number = library.done(library.functions.bpf_link__fd(self._handle), what)
+        handle = library.done(library.functions.bpf_iter_create(number), what)
+        pieces = []
+        try:
+            while piece := os.read(handle, 1 << 16):
+                pieces.append(piece)
+        finally:
+            os.close(handle)
+        return b"".join(pieces)
 
     def close(self) -> None:
         """No event comes from it any more."""

@@ -47,6 +47,11 @@ def refused(pid: int | str) -> str:
     return f"{caught.value} ({caught.value.hint})"
 
 
+def complaints(said: str) -> list[str]:
+    """What a command says on standard error, but for where names could be had."""
+    return [line for line in said.splitlines() if ": hint: " not in line]
+
+
 # ------------------------------------------------------------------------ no process to unwind
 
 
@@ -213,13 +218,13 @@ def test_another_users_process_is_refused_and_one_capability_is_enough() -> None
         assert unseen.returncode == 2
         assert "belongs to another user, root" in unseen.stderr
         allowed = as_nobody(MODULE, str(pid), capabilities="+sys_ptrace")
-        assert (allowed.returncode, allowed.stderr) == (0, "")
+        assert (allowed.returncode, complaints(allowed.stderr)) == (0, [])
         assert "__libc_start_main" in allowed.stdout
         unseen = as_nobody(MODULE, "--no-stop", str(pid), capabilities="+sys_ptrace")
         assert "with the capability dac_read_search besides sys_ptrace" in unseen.stderr
         both = "+sys_ptrace,+dac_read_search"
         seen = as_nobody(MODULE, "--no-stop", str(pid), capabilities=both)
-        assert (seen.returncode, seen.stderr) == (0, "")
+        assert (seen.returncode, complaints(seen.stderr)) == (0, [])
         assert "#1 " in seen.stdout
 
 
@@ -237,7 +242,7 @@ def test_a_process_that_is_not_dumpable_is_refused_to_its_own_user() -> None:
                 time.sleep(0.01)
             ran = as_nobody(MODULE, str(pid))
             if dumpable:
-                assert (ran.returncode, ran.stderr) == (0, "")
+                assert (ran.returncode, complaints(ran.stderr)) == (0, [])
             else:
                 assert ran.returncode == 2
                 assert "it is not dumpable" in ran.stderr
@@ -275,7 +280,7 @@ def test_a_containers_filter_is_named() -> None:
         assert "--cap-add=SYS_PTRACE" in ran.stderr
         # Memory can be read without process_vm_readv, and threads seen without ptrace.
         seen = run(sys.executable, "-c", SECCOMP, "--no-stop", str(pid))
-        assert (seen.returncode, seen.stderr) == (0, "")
+        assert (seen.returncode, complaints(seen.stderr)) == (0, [])
         assert "#1 " in seen.stdout
 
 

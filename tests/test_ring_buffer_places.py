@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -229,14 +230,11 @@ def test_a_place_that_is_none_is_refused(place: str, said: str) -> None:
 
 def test_what_the_verifier_says_is_kept(tmp_path: Path) -> None:
     """A program that reads beyond its stack, built as ours are."""
-    (tmp_path / "bad.bpf.c").write_text(
-        (ROOT / "bpf/unwind.bpf.c")
-        .read_text()
-        .replace(
-            "event->stack_length = 0;",
-            "event->stack_length = *(volatile __u32 *)((__u64)moment->pid);",
-        )
-    )
+    shutil.copy(ROOT / "bpf/unwind.bpf.c", tmp_path / "bad.bpf.c")
+    text, good = (ROOT / "bpf/send.h").read_text(), "event->stack_length = 0;"
+    assert good in text
+    bad = "event->stack_length = *(volatile __u32 *)((__u64)moment->pid);"
+    (tmp_path / "send.h").write_text(text.replace(good, bad))
     words = "-target bpf -D__TARGET_x86_64 -mcpu=v3 -O2 -g -c -I".split()
     made = tmp_path / "bad.o"
     subprocess.run(["clang", *words, ROOT / "bpf", tmp_path / "bad.bpf.c", "-o", made], check=True)

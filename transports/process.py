@@ -13,7 +13,7 @@ from time import sleep
 from unwind.core_notes import read_auxv
 from unwind.discover import AT, vdso
 from unwind.elf import Elf
-from unwind.errors import SourceError
+from unwind.errors import FormatError, SourceError
 from unwind.live.copies import Copier
 from unwind.live.files import ProcessFiles
 from unwind.live.halt import Refused, halt
@@ -41,6 +41,7 @@ if TYPE_CHECKING:
     from unwind.live.proc import Mapped
     from unwind.live.seen import Seen
     from unwind.modules import Module
+    from unwind.registers import Registers
 
 LONGEST_STOP = 0.5  # seconds, unless somebody asks for more or less
 _TRIES = 5  # to see a process that runs one program after another
@@ -152,7 +153,8 @@ class _ProcessTransport:
         """The process whose id is `path`, stopped for `longest_stop` seconds at most.
 
         It runs on by the time this returns or raises. With `stop` False it is not stopped at all,
-        and only threads that are blocked in the kernel can be seen, by pc and sp alone.
+        and only threads that are blocked in the kernel can be seen: with all their registers where a
+        BPF program may be run, else by pc and sp alone.
 
         Raises SourceError where there is no such process or it may not be looked at,
         UnsupportedArchitecture for code that no file in arch/ describes.
@@ -188,7 +190,7 @@ def _look(proc: Proc, files: Files, longest_stop: float | None) -> ProcessSource
     program, plan = identity(proc), StackPlan(_architecture(proc))
     plan.mappings(proc.read("maps"))
     if longest_stop is None:
-        looks = look(proc, plan)
+        looks = look(proc, plan, lambda: _registers(plan.arch, proc.pid))
     else:
         looks = [halt(proc, plan, longest_stop)]
     late = _late(looks)
@@ -200,6 +202,16 @@ def _look(proc: Proc, files: Files, longest_stop: float | None) -> ProcessSource
     source = ProcessSource(proc, looks, plan, files)
     source.stopped = None if longest_stop is None else looks[0].seconds
     return source
+
+
+def _registers(arch: Architecture, pid: int) -> dict[int, Registers]:
+    """All registers of the threads, none where no BPF program may be run."""
+    from unwind.events.tasks import task_registers
+
+    try:
+        return task_registers(arch, pid)
+    except (SourceError, OSError, FormatError):
+        return {}
 
 
 def _process(path: str) -> Proc:

@@ -7,7 +7,6 @@ buffer. Nothing of a process is held open, and none is stopped.
 from __future__ import annotations
 
 import os
-from struct import pack
 
 from unwind.bpf.libbpf import BpfError, BpfObject, Ring
 from unwind.bpf.objects import built_in
@@ -17,6 +16,7 @@ from unwind.events.event import read_layout
 from unwind.events.late import late_stack
 from unwind.events.memory import EventMemory
 from unwind.events.points import explained, point
+from unwind.events.settings import settings
 from unwind.events.spaces import Spaces
 from unwind.registry import architectures
 from unwind.snapshot import Snapshot, Source
@@ -28,10 +28,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from unwind.architecture import Architecture
-    from unwind.bpf.btf import Btf
-    from unwind.bpf.libbpf import Link
     from unwind.events.event import Event
-    from unwind.events.points import Watched
+    from unwind.events.points import Attached, Watched
     from unwind.files import Files
     from unwind.perf.processes import Processes, ProcessSpace
 
@@ -83,7 +81,7 @@ class RingBufferSource(Source):
         self._stack_size = options.stack_size
         self._queue: list[bytes] = []
         self._queued = 0
-        self._links: list[Link] = []
+        self._links: list[Attached] = []
         self._ring: Ring | None = None
         self._spaces: Spaces | None = None
         path = options.object or built_in(arch.name, where.object_name)
@@ -93,13 +91,19 @@ class RingBufferSource(Source):
         self._counts = btf.struct("counts")
         self._object = BpfObject(data, path)
         try:
-            self._object.preset(".rodata", _settings(btf, options))
+            told = settings(
+                btf,
+                pid=options.pid or 0,
+                stack_size=options.stack_size,
+                buckets=options.buckets,
+            )
+            self._object.preset(".rodata", told)
             self._object.resize("events", options.ring_size)
             where.prepare(self._object)
             self._object.load(where.programs)
             self._spaces = Spaces(arch, files)
             self._ring = self._object.ring("events", self._take)
-            self._links = where.attach(self._object, options.pid, options.cookie)
+            self._links = [*where.attach(self._object, options.pid, options.cookie)]
         except BaseException:
             self.close()
             raise
@@ -238,24 +242,6 @@ class RingBufferSource(Source):
             except FormatError as error:
                 self.damaged[error.reason] = self.damaged.get(error.reason, 0) + 1
         return sorted(found, key=lambda event: event.time)
-
-
-def _settings(btf: Btf, options: RingOptions) -> bytes:
-    """struct settings of bpf/event.h."""
-    values = {
-        "self": os.getpid(),
-        "pid": options.pid or 0,
-        "pid_namespace": os.stat("/proc/self/ns/pid").st_ino,
-        "stack_size": options.stack_size,
-        "buckets": int(options.buckets),
-    }
-    struct = btf.struct("settings")
-    made = bytearray(struct.size)
-    for name, member in struct.members.items():
-        if name not in values or member.size != 4:
-            raise FormatError(f"struct settings has an unknown member {name!r}", ".BTF")
-        made[member.offset : member.offset + 4] = pack("=I", values[name])
-    return bytes(made)
 
 
 class _RingBufferTransport:

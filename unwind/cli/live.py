@@ -52,7 +52,8 @@ def _declare(parser: Parser) -> None:
     group.add_argument(
         "--no-stop",
         action="store_true",
-        help="do not stop it: threads that are blocked in the kernel are seen, by pc and sp alone",
+        help="do not stop it: threads that are blocked in the kernel are seen, by pc and sp alone "
+        "where no BPF program may be run",
     )
     group.add_argument(
         "--every",

@@ -9,19 +9,21 @@ __all__ = ["look"]
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Callable, Iterable, Mapping
 
     from unwind.live.copies import Range
     from unwind.live.proc import Proc
 
     Plan = Callable[[Seen], Iterable[Range]]
+    Known = Mapping[int, Mapping[int, int]]  # by thread and DWARF number
 
 _TRIES = 5  # for threads that move while they are looked at
 
 
-def look(proc: Proc, plan: Plan) -> list[Seen]:
+def look(proc: Proc, plan: Plan, registers: Callable[[], Known]) -> list[Seen]:
     """Looks, each with the threads that did not move during that look.
 
+    `registers` gives those of threads that are blocked all the while, of as many as it can.
     The last one has those that moved each time; those that ran are with the look that found them
     running. Raises OSError where the process may not be looked at, or ends meanwhile.
     """
@@ -31,6 +33,7 @@ def look(proc: Proc, plan: Plan) -> list[Seen]:
         seen = Seen(proc.pid)
         watch(proc, waiting, seen)
         seen.memory = proc.memory()
+        seen.known = registers()
         seen.maps, seen.auxv = proc.read("maps"), proc.auxv()
         seen.program = identity(proc)
         seen.stretches = Copier(proc.through, seen.memory).copy(plan(seen), lambda: True)

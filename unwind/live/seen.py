@@ -10,7 +10,7 @@ __all__ = ["Blocked", "Seen", "identity", "watch", "watch_again"]
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Mapping
 
     from unwind.live.copies import Stretch
     from unwind.live.proc import Proc
@@ -30,7 +30,8 @@ class Seen:
     """What was seen of a process at one instant.
 
     `registers` are the general registers of each thread as ptrace(2) has them; `places` tell of
-    those that are known to have been blocked in the kernel all the while, and no more. `seconds` is
+    those that are known to have been blocked in the kernel all the while, and no more, but for what
+    `known` has of them, by DWARF numbers. `seconds` is
     the time from the first request to stop until the last thread went on, `late` are those that did
     not stop, `refused` has the errno of those that could not be asked to. `ran` and `moved` were
     looked at without a stop and were not blocked, or not all the while.
@@ -40,6 +41,7 @@ class Seen:
         self.leader = leader
         self.registers: dict[int, bytes] = {}
         self.places: dict[int, Blocked] = {}
+        self.known: Mapping[int, Mapping[int, int]] = {}
         self.maps = b""
         self.auxv = b""
         self.program: tuple[int, int] | None = None  # device and inode of /proc/PID/exe

@@ -88,8 +88,11 @@ class StackPlan:
             registers = self.registers(record)
             if registers is not None:
                 yield tid, registers
+        pc, sp = self.arch.pc, self.arch.sp
         for tid, place in seen.places.items():
-            yield tid, Registers({self.arch.pc: place.pc, self.arch.sp: place.sp})
+            all = seen.known.get(tid, {})
+            is_there = (all.get(pc), all.get(sp)) == (place.pc, place.sp)
+            yield tid, Registers(all if is_there else {pc: place.pc, sp: place.sp})
 
     def registers(self, record: bytes) -> Recorded | None:
         """The registers in what ptrace(2) gave, None where it is of 32-bit code.
