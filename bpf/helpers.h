@@ -54,6 +54,8 @@ static long (*ringbuf_reserve_dynptr)(void *ring, __u32 size, __u64 flags,
 				      struct bpf_dynptr *dynptr) = (void *)198;
 static void (*ringbuf_submit_dynptr)(struct bpf_dynptr *dynptr, __u64 flags) = (void *)199;
 static void (*ringbuf_discard_dynptr)(struct bpf_dynptr *dynptr, __u64 flags) = (void *)200;
+static long (*dynptr_write)(const struct bpf_dynptr *to, __u32 offset, const void *from,
+			    __u32 size, __u64 flags) = (void *)202;
 static void *(*dynptr_data)(const struct bpf_dynptr *dynptr, __u32 offset,
 			    __u32 size) = (void *)203;
 

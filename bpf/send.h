@@ -9,6 +9,7 @@
 #include "event.h"
 #include "helpers.h"
 #include "registers.h"
+#include "returns.h"
 
 /* All of .rodata: user space writes it as one struct. */
 const volatile struct settings settings = {};
@@ -152,6 +153,7 @@ inline_always bool send_exact(const struct moment *moment, const USER_REGS *regs
 		}
 		event->stack_length += PAGE_SIZE;
 	}
+	put_returns_back(&record, sizeof(*event), moment->start, event->stack_length);
 	count_sent();
 	ringbuf_submit_dynptr(&record, 0);
 	return 1;
