@@ -18,6 +18,7 @@
 #define CHUNK_SIZE	(CHUNK * sizeof(USER_WORD))
 #define CHECKED		1024		/* one of so many stacks that are known is sent again */
 #define NOT_MAPPED	((USER_WORD)-1)
+#define USER_BEGIN	(1ull << 16)	/* nothing is mapped below: vm.mmap_min_addr */
 #define USER_END	(1ull << 56)	/* no address of user space lies above: arm64 with LVA */
 
 /* A call that has not returned. */
@@ -27,10 +28,11 @@ struct call {
 	__u64 size;
 	__u64 into;		/* ALLOCATE_INTO */
 	__u64 old;		/* RESIZE: the address */
-	struct block had;	/* RESIZE: what was there; size 0: nothing that we knew */
+	struct block had;	/* what was there, if `moves` */
 	__u64 stack;
 	__u32 function;
-	__u32 skipped;
+	__u16 moves;		/* RESIZE: something that we know */
+	__u16 skipped;
 };
 
 struct {
@@ -148,7 +150,7 @@ inline_always void mix_word(struct hashing *hashing, const struct plan *plan, __
 #if defined(__TARGET_arm64)
 	word &= 0x007fffffffffffff;	/* a signed return address: which bits sign is not asked */
 #endif
-	if (word < plan->low || word >= USER_END)
+	if (word < USER_BEGIN || word >= USER_END)
 		return;
 	if (!hashing->settled) {
 		mix(hashing, place, word);
@@ -204,14 +206,16 @@ inline_always __u64 key_of(const USER_REGS *regs, const struct plan *plan, __u32
 /* The key of the stack, which is sent if it is the first one; 0 where there is no room. */
 inline_always __u64 stack_of(USER_REGS *regs, const struct plan *plan, struct task_struct *task)
 {
-	bool settled = task->mm->exec_vm == plan->exec_pages;
 	__u32 first = 0;
 	struct life *life = map_lookup_elem(&lives, &first);
 	struct site *site;
-	__u64 key, events;
+	__u64 key, calls;
+
+	bool settled;
 
 	if (!life)
 		return 0;
+	settled = task->mm->exec_vm == plan->exec_pages && life->epoch == plan->epoch;
 	if (!settled)
 		life->unsettled = plan->serial;
 	key = key_of(regs, plan, life->epoch, settled);
@@ -224,19 +228,20 @@ inline_always __u64 stack_of(USER_REGS *regs, const struct plan *plan, struct ta
 		if (!site)
 			return 0;
 	}
-	events = __sync_fetch_and_add(&site->events, 1);
-	if ((!site->posted || (events && events % CHECKED == 0)) && send(0, key, 1, regs))
+	calls = __sync_fetch_and_add(&site->calls, 1);
+	if ((!site->posted || (calls && calls % CHECKED == 0)) && send(0, key, 1, regs))
 		site->posted = 1;
 	return key;
 }
 
 /* ---------------------------------------------------------------- what is outstanding */
 
-inline_always void add_to_site(__u64 key, __u64 bytes, __u64 count)
+inline_always void add_to_site(__u64 key, __u64 bytes, __u64 count, __u64 events)
 {
 	struct site *site = map_lookup_elem(&sites, &key);
 
 	if (site) {
+		__sync_fetch_and_add(&site->events, events);
 		__sync_fetch_and_add(&site->bytes, bytes);
 		__sync_fetch_and_add(&site->count, count);
 	}
@@ -274,11 +279,12 @@ inline_always bool take_away(__u64 address, struct block *had)
 		return 0;	/* another thread has been quicker */
 	if (had->epoch != epoch_now())
 		return 0;
-	add_to_site(had->stack, -had->size, -1);
+	add_to_site(had->stack, -had->size, -1, 0);
 	return 1;
 }
 
-inline_always void put(__u64 address, const struct block *block)
+/* `events`: 1 for a new allocation, 0 for one that is put back. */
+inline_always void put(__u64 address, const struct block *block, const __u64 events)
 {
 	struct block before;
 
@@ -289,9 +295,10 @@ inline_always void put(__u64 address, const struct block *block)
 	if (map_update_elem(&blocks, &address, block, BPF_ANY)) {
 		COUNT(dropped, 1);
 		COUNT(dropped_bytes, block->size);
+		add_to_site(block->stack, 0, 0, events);
 		return;
 	}
-	add_to_site(block->stack, block->size, 1);
+	add_to_site(block->stack, block->size, 1, events);
 }
 
 inline_always void release(const struct plan *plan, __u32 function, __u64 address)
@@ -312,12 +319,13 @@ inline_always void unmap(const struct plan *plan, __u64 address, __u64 length)
 
 	if (!take_away(address, &had))
 		return;
-	COUNT(frees, 1);
 	tell(plan, UNMAP, address, had.size, had.stack);
-	if (whole >= had.size)
-		return;
-	had.size -= whole;
-	put(address + whole, &had);
+	if (whole < had.size) {
+		had.size -= whole;
+		put(address + whole, &had, 0);
+	} else {
+		COUNT(frees, 1);
+	}
 }
 
 /* ---------------------------------------------------------------- calls */
@@ -425,10 +433,7 @@ int on_enter(USER_REGS *ctx)
 	call.sp = USER_SP(ctx);
 	read_arguments(&call, ctx);
 	/* Before it is freed: as soon as it is, another thread may be given the address. */
-	if (call.old && take_away(call.old, &call.had))
-		tell(plan, function, call.old, call.had.size, call.had.stack);
-	else
-		call.had.size = 0;
+	call.moves = call.old && take_away(call.old, &call.had);
 	call.skipped = call.size < plan->smallest || call.size > plan->largest ||
 		       (plan->every > 1 && get_prandom_u32() % plan->every);
 	if (!call.skipped)
@@ -470,10 +475,17 @@ int on_leave(USER_REGS *ctx)
 	}
 	if (has_failed(&call, address)) {
 		/* What could not be moved is still there; what was to have no bytes is freed. */
-		if (call.had.size && call.size)
-			put(call.old, &call.had);
-		return 0;
+		if (call.moves && call.size) {
+			put(call.old, &call.had, 0);
+			return 0;
+		}
 	}
+	if (call.moves) {
+		COUNT(frees, 1);
+		tell(plan, FREE, call.old, call.had.size, call.had.stack);
+	}
+	if (has_failed(&call, address))
+		return 0;
 	if (call.skipped)
 		return 0;
 	made.size = call.size;
@@ -484,7 +496,7 @@ int on_leave(USER_REGS *ctx)
 	COUNT(allocations, 1);
 	if (!call.stack)
 		COUNT(nowhere, 1);
-	put(address, &made);
+	put(address, &made, 1);
 	tell(plan, call.function, address, call.size, call.stack);
 	return 0;
 }

@@ -37,6 +37,7 @@ struct block {
 struct site {
 	__u64 bytes;		/* outstanding */
 	__u64 count;
+	__u64 calls;		/* since the beginning, failed ones among them */
 	__u64 events;		/* allocations since the beginning */
 	__u32 posted;		/* whether it was sent */
 	__u32 epoch;		/* as of a block */
@@ -51,7 +52,7 @@ struct code {
 struct plan {
 	__u64 serial;
 	__u64 exec_pages;	/* mm->exec_vm when `code` was looked up: else it may be more */
-	__u64 low;		/* nothing below is code */
+	__u64 epoch;		/* as of a block: of another program nothing is known */
 	__u64 smallest;		/* of the allocations to look at */
 	__u64 largest;
 	__u32 every;		/* one of so many is looked at */
@@ -70,7 +71,7 @@ struct life {
 /* Of one processor. */
 struct totals {
 	__u64 allocations;	/* that were looked at and succeeded */
-	__u64 frees;		/* of what was outstanding */
+	__u64 frees;		/* of what was outstanding, by realloc too */
 	__u64 dropped;		/* allocations for which there was no room */
 	__u64 dropped_bytes;
 	__u64 replaced;		/* at an address that was outstanding: a free was not seen */

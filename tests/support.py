@@ -133,13 +133,25 @@ def validate(document: object) -> None:
     _validator().validate(document)
 
 
-@functools.cache
-def _validator() -> Any:
-    import jsonschema
+def validate_leaks(document: object) -> None:
+    """The same by docs/leaks.schema.json, which takes its frames from the other."""
+    _validator("leaks").validate(document)
 
-    schema = json.loads((ROOT / "docs/stack.schema.json").read_text())
-    jsonschema.Draft202012Validator.check_schema(schema)
-    return jsonschema.Draft202012Validator(schema)
+
+@functools.cache
+def _validator(name: str = "stack") -> Any:
+    import jsonschema
+    from referencing import Registry, Resource
+
+    known = {
+        each: json.loads((ROOT / f"docs/{each}.schema.json").read_text())
+        for each in ("stack", "leaks")
+    }
+    jsonschema.Draft202012Validator.check_schema(known[name])
+    registry = Registry().with_resources(
+        [(f"{each}.schema.json", Resource.from_contents(text)) for each, text in known.items()]
+    )
+    return jsonschema.Draft202012Validator(known[name], registry=registry)
 
 
 @functools.cache

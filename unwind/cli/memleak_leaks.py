@@ -170,6 +170,7 @@ class _Watch:
             young,
             totals,
             complete,
+            probes.gone,
             self.stacks.checked,
             self.stacks.mistaken,
         )

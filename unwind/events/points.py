@@ -22,6 +22,7 @@ __all__ = ["Point", "explained", "has_kprobes", "kernel_point", "point"]
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Sequence
     from typing import Protocol
 
     from unwind.bpf.libbpf import BpfObject, Link, Program
@@ -40,6 +41,11 @@ _TRACEFS = ("/sys/kernel/tracing/events", "/sys/kernel/debug/tracing/events")
 
 if TYPE_CHECKING:
 
+    class Attached(Protocol):
+        """A program in its place, until it is closed."""
+
+        def close(self) -> None: ...
+
     class Watched(Protocol):
         """What a RingBufferSource attaches to: programs of an object that is built in."""
 
@@ -52,7 +58,7 @@ if TYPE_CHECKING:
         @property
         def programs(self) -> tuple[str, ...]: ...
         def prepare(self, object: BpfObject) -> None: ...
-        def attach(self, object: BpfObject, pid: int | None, cookie: int) -> list[Link]: ...
+        def attach(self, object: BpfObject, pid: int | None, cookie: int) -> Sequence[Attached]: ...
 
 
 class Point(Value):

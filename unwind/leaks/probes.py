@@ -7,6 +7,7 @@ stack of each key once, as an event whose cookie is the key. What a key stands o
 from __future__ import annotations
 
 from unwind.bpf.btf import Btf
+from unwind.bpf.uprobe_multi import attach_all, expect_many, has_uprobe_multi
 from unwind.elf import Elf
 from unwind.errors import FormatError
 from unwind.leaks.code import code_of
@@ -19,7 +20,8 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
-    from unwind.bpf.libbpf import BpfObject, Link, Ring
+    from unwind.bpf.libbpf import BpfObject, Ring
+    from unwind.events.points import Attached
     from unwind.leaks.code import Code
     from unwind.leaks.objects import Object
     from unwind.protocols import ByteOrder
@@ -27,7 +29,6 @@ if TYPE_CHECKING:
 _MOST_CODE = 8  # stretches: MOST_CODE of bpf/leaks.h
 _FIRST = b"\0\0\0\0"
 _LARGEST = (1 << 64) - 1
-_LOWEST = 1 << 16  # nothing is mapped below: vm.mmap_min_addr
 _TOTALS = (
     *("allocations", "frees", "dropped", "dropped_bytes", "replaced", "replaced_bytes"),
     "nowhere",
@@ -59,12 +60,16 @@ class Block(Value):
 
 
 class Sites(Value):
-    """What the kernel has counted of one key: outstanding, and allocations since the beginning."""
+    """What the kernel has counted of one key: outstanding, and allocations since the beginning.
+
+    `current`: by the program that runs now, and not by one before it.
+    """
 
     stack: int
     size: int
     count: int
     events: int
+    current: bool
 
 
 class Totals(Value):
@@ -101,13 +106,18 @@ class Probes:
     def __init__(self, pid: int, objects: Sequence[Object], wanted: Wanted):
         self.pid, self.objects, self.wanted = pid, objects, wanted
         self._serial = 0
-        self._settled: Code | None = None  # what the kernel goes by
+        self._settled: tuple[Code | None, int] = None, -1  # what the kernel goes by
         self._calls: list[bytes] = []
         self._ring: Ring | None = None
+        self.gone = 0  # blocks of earlier programs that were found in the map
 
     def prepare(self, object: BpfObject) -> None:
         """Before it is loaded: how much room there is; FormatError for another object."""
         object.resize("blocks", self.wanted.most)
+        self._at_once = has_uprobe_multi()
+        if self._at_once:
+            for name in ("on_enter", "on_leave"):
+                expect_many(object.programs[name])
         with open(object.path, "rb") as file:
             elf = Elf(file.read(), object.path)
         section = elf.section(".BTF")
@@ -125,11 +135,11 @@ class Probes:
         self._call = Record(
             btf, "call_told", ("time", "address", "size", "stack", "tid", "function"), order
         )
-        names = ("serial", "exec_pages", "low", "smallest", "largest", "every", "traced")
+        names = ("serial", "exec_pages", "epoch", "smallest", "largest", "every", "traced")
         self._plan = Record(btf, "plan", (*names, "serial_again"), order)
         self._code = btf.struct("plan").members["code"]
 
-    def attach(self, object: BpfObject, pid: int | None, cookie: int) -> list[Link]:
+    def attach(self, object: BpfObject, pid: int | None, cookie: int) -> list[Attached]:
         """Attach to all functions; BpfError where that fails."""
         self._object = object
         self._blocks, self._sites = object.map("blocks"), object.map("sites")
@@ -137,7 +147,7 @@ class Probes:
         if self.wanted.traced:
             self._ring = object.ring("told", self._take_call)
         self.settle(force=True)
-        links: list[Link] = []
+        links: list[Attached] = []
         try:
             links.append(object.programs["on_exec"].attach_raw_tracepoint("sched_process_exec"))
             # Nothing is seen to be made before it is seen to go, on the way in as on the way out:
@@ -152,33 +162,37 @@ class Probes:
         return links
 
     def _attach(
-        self, object: BpfObject, name: str, makes: bool, returning: bool, links: list[Link]
+        self, object: BpfObject, name: str, makes: bool, returning: bool, links: list[Attached]
     ) -> None:
         """Attach a program to all functions that make allocations, or to those that free them."""
         program = object.programs[name]
         for place in self.objects:
-            for function in place.functions:
-                if function.returns == makes:
-                    where = place.path, None, function.offset, self.pid
-                    kind = self._kinds[function.kind]
+            wanted = [each for each in place.functions if each.returns == makes]
+            kinds = [self._kinds[function.kind] for function in wanted]
+            offsets = [function.offset for function in wanted]
+            if self._at_once and wanted:
+                links.append(attach_all(program, place.path, offsets, kinds, self.pid, returning))
+            else:
+                for offset, kind in zip(offsets, kinds, strict=True):
+                    where = place.path, None, offset, self.pid
                     links.append(program.attach_uprobe(*where, kind, returning))
 
     def settle(self, force: bool = False) -> None:
         """Tell the kernel where code lies, if that has changed."""
         if not force and self._lived()[1] != self._serial:
             return
+        epoch = self.epoch
         found = code_of(self.pid, _MOST_CODE)
-        if found is not None and found == self._settled and not force:
+        if found is not None and (found, epoch) == self._settled and not force:
             return
-        self._settled = found
+        self._settled = found, epoch
         wanted = self.wanted
         self._serial += 1
-        low = min([start for start, _ in found.stretches], default=_LOWEST) if found else _LOWEST
         plan = bytearray(
             self._plan.pack(
                 self._serial,
                 found.pages if found is not None else 0,
-                low,
+                epoch,
                 wanted.smallest,
                 wanted.largest,
                 wanted.every,
@@ -208,6 +222,7 @@ class Probes:
                 found[address] = Block(address, size, time, stack, tid)
             elif of < epoch:
                 self._blocks.remove(key)
+                self.gone += 1
         return found
 
     def sites(self) -> Iterator[Sites]:
@@ -215,8 +230,7 @@ class Probes:
         epoch, order = self.epoch, self._order
         for key, value in self._sites.entries():
             size, count, events, of = self._site.unpack(value)
-            if of == epoch:
-                yield Sites(int.from_bytes(key, order), size, count, events)
+            yield Sites(int.from_bytes(key, order), size, count, events, of == epoch)
 
     def totals(self) -> Totals:
         """What has happened since the beginning."""

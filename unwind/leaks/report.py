@@ -41,7 +41,9 @@ class Report(Value):
     """What is outstanding of process `pid` at `time` (seconds since 1970).
 
     `events` allocations were looked at since the beginning, of which `complete` have a stack that
-    reaches its outermost frame. `elapsed` is the seconds since the beginning.
+    reaches its outermost frame, and `gone` were outstanding when the process ran another program.
+    `elapsed` is the seconds since the beginning. Of the stacks that were looked at again
+    (`checked`), so many were not the one that their key stands for (`mistaken`).
     """
 
     pid: int
@@ -51,6 +53,7 @@ class Report(Value):
     young: Left
     totals: Totals
     complete: int
+    gone: int = 0
     checked: int = 0
     mistaken: int = 0
 
@@ -94,7 +97,7 @@ def by_site(
     """The leaks by the sums that the kernel keeps."""
     found: dict[KnownStack | None, tuple[int, int]] = {}
     for site in sites:
-        if site.count:
+        if site.count and site.current:
             stack = stack_of(site.stack)
             size, count = found.get(stack, (0, 0))
             found[stack] = size + site.size, count + site.count

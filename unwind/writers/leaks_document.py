@@ -52,6 +52,7 @@ def leaks_document(
         "outstanding": {"bytes": report.size, "count": report.count},
         "younger": {"bytes": report.young.size, "count": report.young.count},
         "freed": totals.frees,
+        "gone": report.gone,
         "off": {
             "missing": {"bytes": totals.dropped_bytes, "count": totals.dropped},
             "too_much": {"bytes": totals.replaced_bytes, "count": totals.replaced},
