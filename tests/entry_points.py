@@ -21,6 +21,7 @@ from tempfile import mkdtemp
 
 from hypothesis import strategies as st
 
+from tests.debug_files import asked, debug_areas, debug_files, lines_of
 from tests.recordings import shipped
 from unwind.disassembly import disassembler
 from unwind.dwarf.cfi import Fde, FrameSection
@@ -168,6 +169,13 @@ def _tables(data: bytes) -> None:
         for raw in (True, False):
             for _ in islice(tables.section(section, raw=raw), 2000):
                 pass
+
+
+def _lines(data: bytes) -> None:
+    """A file's lines and inlined functions; damage is told, not raised."""
+    lines = lines_of(data)
+    asked(lines)
+    assert all(isinstance(problem, str) for problem in lines.problems)
 
 
 def _core(data: bytes) -> None:
@@ -384,6 +392,11 @@ ENTRY_POINTS = {
         EntryPoint("remote", _remote, damaged(_DOCUMENTS)),
         EntryPoint("packed", _packed, damaged(_PACKED)),
         EntryPoint("elf", _elf, elf_files().map(lambda made: made.data) | damaged_elf_files()),
+        EntryPoint(
+            "lines",
+            _lines,
+            damaged(st.sampled_from(list(debug_files().values())), debug_areas),
+        ),
         EntryPoint("tables", _tables, damaged(chains(most=4).map(image), elf_areas)),
         EntryPoint(
             "core",

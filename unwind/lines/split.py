@@ -89,7 +89,7 @@ def _parts(elf: Elf, wanted: int) -> dict[str, tuple[int, int]] | None:
     ids = data[16 : 16 + 8 * slots].tobytes()
     raw = Struct(order + "Q").pack(wanted)
     at = ids.find(raw)
-    while at % 8 > 0:
+    while at > 0 and at % 8:
         at = ids.find(raw, at + 1)
     if at < 0:
         return None
