@@ -85,7 +85,7 @@ def test_damaged_entries_leave_the_lines() -> None:
 
 def test_a_table_of_endless_files_is_refused() -> None:
     data = bytearray(debug_files()["gcc5.debug"])
-    offset, size = section(data, ".debug_line")
+    offset, _ = section(data, ".debug_line")
     # The header's formats: none for folders, and 2**62 of them.
     at = offset + 4 + 2 + 2 + 4 + 6 + data[offset + 17] - 1
     data[at : at + 10] = b"\x00" + b"\xff" * 8 + b"\x3f"
