@@ -130,6 +130,7 @@ class _Handler:
     def _work(self, crashed: Crashed, spool: int) -> int:
         from unwind.kernel_dump.pipe import read_head
         from unwind.kernel_dump.privileges import confine, drop_privileges, most_written
+        from unwind.live.files import OthersFiles
 
         _load_all()
         drop_privileges(crashed.user, crashed.group)
@@ -137,12 +138,12 @@ class _Handler:
         if not self.options.json and not self.options.quiet:
             print(self._headline())
         head = read_head(0)
-        with files_of(self.options) as files:
+        with OthersFiles(files_of(self.options)) as files:
             if crashed.root >= 0 and files.sysroot is None:
                 files.sysroot = files.root = f"/proc/self/fd/{crashed.root}"
             with _opened(head, crashed, spool, files) as source:
                 most_written(_LARGEST_REPORT)
-                return print_stacks(_PROG, self.options, source)
+                return print_stacks(_PROG, self.options, source, files)
 
     def _headline(self) -> str:
         from time import gmtime, strftime

@@ -13,10 +13,11 @@ from struct import Struct
 
 from unwind.elf import Elf
 from unwind.errors import FormatError
+from unwind.events.files import EventFiles
 from unwind.events.perf_event import EventRing, open_task_events, processors
 from unwind.live.proc import Proc, mapped
 from unwind.perf.changes import Changes
-from unwind.perf.constants import RECORD
+from unwind.perf.constants import MISC, RECORD
 from unwind.perf.files import CodeFiles
 from unwind.perf.processes import Mapped, Processes
 
@@ -30,6 +31,8 @@ if TYPE_CHECKING:
     from unwind.perf.processes import ProcessSpace
 
 _LIVES = (RECORD.fork, RECORD.exit)
+_PID = Struct("=8xI")
+_MAP, _NAME = Struct("=8xI4xQQ"), 72  # of PERF_RECORD_MMAP2: who, where, how much; and what
 _TID = Struct("=16xI")  # in the record of one of these, its header included
 # Nanoseconds for which an ended thread keeps its mappings: the kernel tells of an end before it
 # comes to some places that are of interest, as the tracepoint sched_process_exit of Linux 6.1.192.
@@ -44,7 +47,8 @@ class Spaces:
     """The address spaces of all processes of the machine, as of the last `until`."""
 
     def __init__(self, arch: Architecture, files: Files):
-        self.processes = Processes(arch, CodeFiles(files, {}, os.uname().release))
+        self.files = EventFiles(files)
+        self.processes = Processes(arch, CodeFiles(self.files, {}, os.uname().release))
         order = "<" if sys.byteorder == "little" else ">"
         self.changes = Changes(self.processes, order)
         self._rings: list[EventRing] = []
@@ -66,8 +70,18 @@ class Spaces:
 
     def collect(self) -> None:
         """Take what the kernel has told since, before it runs out of room."""
-        for ring in self._rings:
-            self._waiting += ring.records()
+        found = [record for ring in self._rings for record in ring.records()]
+        found.sort(key=lambda record: record[0])
+        for _, kind, misc, record in found:  # while they are there, if they are
+            if kind == RECORD.mmap2:
+                pid, start, size = _MAP.unpack_from(record)
+                name = os.fsdecode(record[_NAME : record.find(b"\0", _NAME)])
+                self.files.met(pid, name, start, start + size)
+            elif (kind == RECORD.comm and misc & MISC.comm_exec) or (
+                kind == RECORD.exit and record[8:12] == record[16:20]  # of the leader
+            ):
+                self.files.changed(*_PID.unpack_from(record))
+        self._waiting += found
         self._waiting.sort(key=lambda record: record[0])
 
     def until(self, time: int) -> None:
@@ -126,6 +140,7 @@ class Spaces:
         for code, (name, build_id) in zip(found, ids, strict=True):
             new = Mapped(code.start, code.end, code.offset, name, build_id)
             self.processes.map(pid, new, True)
+            self.files.met(pid, code.name, code.start, code.end)
 
 
 def _identity(proc: Proc, code: Code) -> tuple[str, bytes | None]:
@@ -135,7 +150,7 @@ def _identity(proc: Proc, code: Code) -> tuple[str, bytes | None]:
     with their build-ids. Without one, the name is that of a file that is no more.
     """
     name = code.name
-    if name[:1] != "/" or name.endswith(_DELETED) or _is_at(name, code.inode):
+    if name[:1] != "/" or _is_at(name, code.inode):
         return name, None
     try:
         handle = proc.open(f"map_files/{code.start:x}-{code.end:x}")
@@ -145,7 +160,7 @@ def _identity(proc: Proc, code: Code) -> tuple[str, bytes | None]:
             os.close(handle)
     except (OSError, FormatError):
         found = None
-    return (name, found) if found else (name + _DELETED, None)
+    return (name, found) if found else (name.removesuffix(_DELETED) + _DELETED, None)
 
 
 def _is_at(path: str, inode: int) -> bool:

@@ -12,7 +12,7 @@ from errno import EFBIG
 
 from unwind.files import Candidate, Files, resolve
 
-__all__ = ["ProcessFiles"]
+__all__ = ["OthersFiles", "ProcessFiles"]
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -25,13 +25,10 @@ _LARGEST_COPY = 1 << 29
 _CHUNK = 1 << 22
 
 
-class ProcessFiles(Files):
-    """`files` for one process with these mappings; Images are those of `files`.
+class OthersFiles(Files):
+    """`files`, of processes that may do with theirs what they like; Images are those of `files`."""
 
-    With a sysroot of the user's nothing is looked for in the process' root.
-    """
-
-    def __init__(self, files: Files, proc: Proc, mappings: Iterable[Mapped]):
+    def __init__(self, files: Files):
         super().__init__(
             executable=files.executable,
             module_map=files.module_map,
@@ -42,6 +39,31 @@ class ProcessFiles(Files):
             sparing=files.sparing,
         )
         self._images = files._images
+
+    def _contents(self, handle: int, status: os.stat_result) -> memoryview:
+        """As of any file, but a copy of what its owner may cut short while we look at it.
+
+        A mapped page that is no longer in its file ends us, by SIGBUS.
+        """
+        if status.st_nlink and status.st_uid in (0, os.geteuid()):
+            return super()._contents(handle, status)
+        if status.st_size > _LARGEST_COPY:
+            raise OSError(EFBIG, "too large to be copied")
+        pieces, at = [], 0
+        while at < status.st_size and (piece := os.pread(handle, _CHUNK, at)):
+            pieces.append(piece)
+            at += len(piece)
+        return memoryview(b"".join(pieces))
+
+
+class ProcessFiles(OthersFiles):
+    """`files` for one process with these mappings.
+
+    With a sysroot of the user's nothing is looked for in the process' root.
+    """
+
+    def __init__(self, files: Files, proc: Proc, mappings: Iterable[Mapped]):
+        super().__init__(files)
         self._directory = proc.directory
         if not self.sysroot and not _shares_our_root(proc):
             self.root = f"{proc.directory}/root"
@@ -58,21 +80,6 @@ class ProcessFiles(Files):
                 yield Candidate(name, root)
                 return
         yield Candidate(f"{self._directory}/map_files/{mapping.start:x}-{mapping.end:x}")
-
-    def _contents(self, handle: int, status: os.stat_result) -> memoryview:
-        """As of any file, but a copy of what its owner may cut short while we look at it.
-
-        A mapped page that is no longer in its file ends us, by SIGBUS.
-        """
-        if status.st_nlink and status.st_uid in (0, os.geteuid()):
-            return super()._contents(handle, status)
-        if status.st_size > _LARGEST_COPY:
-            raise OSError(EFBIG, "too large to be copied")
-        pieces, at = [], 0
-        while at < status.st_size and (piece := os.pread(handle, _CHUNK, at)):
-            pieces.append(piece)
-            at += len(piece)
-        return memoryview(b"".join(pieces))
 
 
 def _is_at(root: str, path: str, inode: int) -> bool:
