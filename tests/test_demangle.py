@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import ctypes
+import re
+import sys
 
 import pytest
 
@@ -17,6 +19,7 @@ from unwind.symbols.demangle import demangle
 def a_runtime(monkeypatch: pytest.MonkeyPatch) -> None:
     """Each test begins as a process does; without libstdc++ here, it does not begin."""
     monkeypatch.setattr(module, "_runtime", None)
+    monkeypatch.setattr(module, "_package", None)
     try:
         ctypes.CDLL("libstdc++.so.6")
     except OSError:
@@ -45,6 +48,47 @@ def a_runtime(monkeypatch: pytest.MonkeyPatch) -> None:
 )  # fmt: skip
 def test_cxx_names_are_written_as_their_author_did(name: str, shown: str) -> None:
     assert demangle(name) == shown
+
+
+@pytest.mark.parametrize(
+    ("name", "shown"),
+    [
+        ("_ZN4core3fmt9Formatter9write_str17h0123456789abcdefE", "core::fmt::Formatter::write_str"),
+        ("_ZN4core3fmt5write17h0123456789abcdefE.cold", "core::fmt::write [clone .cold]"),
+        ("_RNvCs1234_7mycrate3foo", "mycrate::foo"),
+        ("_RINvNtC3std3mem8align_ofNtNtC3foo3bar3BazE", "std::mem::align_of::<foo::bar::Baz>"),
+        ("$s4main3fooyyF", "main.foo() -> ()"),
+        ("_D3std5stdio7writelnFZv", "std.stdio.writeln()"),
+        ("_Dmain", "_Dmain"),
+        ("_Rb_tree", "_Rb_tree"),
+        ("$x", "$x"),
+    ],
+)
+def test_names_of_other_languages_are_the_packages(name: str, shown: str) -> None:
+    pytest.importorskip("demangle")
+    assert demangle(name) == shown
+
+
+def test_rust_names_are_as_cxxfilt_has_them() -> None:
+    need("c++filt")
+    pytest.importorskip("demangle")
+    names = [
+        "_ZN4core3fmt9Formatter9write_str17h0123456789abcdefE",
+        "_ZN71_$LT$Test$u20$$u2b$$u20$$u27$static$u20$as$u20$foo..Bar$LT$Test$GT$$GT$3bar"
+        "17h930b740aa94f1d3aE",
+        "_RNvCs1234_7mycrate3foo",
+    ]
+    shown = run("c++filt", "-s", "rust", *names).stdout.splitlines()
+    # It keeps the hashes, which are for linkers.
+    plain = [re.sub(r"::h[0-9a-f]{16}$|\[[0-9a-f]+\]", "", text) for text in shown]
+    assert [demangle(name) for name in names] == plain
+
+
+def test_without_the_package_older_rust_names_are_cxx(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "demangle", None)
+    assert demangle("_RNvCs1234_7mycrate3foo") == "_RNvCs1234_7mycrate3foo"
+    older = "_ZN4core3fmt5write17h0123456789abcdefE"
+    assert demangle(older) == "core::fmt::write::h0123456789abcdef"
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,7 @@
-"""Demangling: a C++ symbol's name in, what its author wrote out, by the C++ runtime's help.
+"""Demangling: a symbol's name in, what its author wrote out, by others' help.
 
-The runtime is called through ctypes, which is loaded for the first name that begins with _Z.
+C++ names are the C++ runtime's, which is called through ctypes; those of Rust, Swift and D are the
+package demangle's (the extra `symbols`). Either is loaded for the first name that looks so.
 """
 
 from __future__ import annotations
@@ -17,29 +18,77 @@ _LONGEST_RESULT = 1 << 16  # and demangled 8,358
 _MOST_WORK = 1 << 26  # two of them look like more than this
 _DIGITS = "0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 
+_HASH = frozenset("0123456789abcdef")
+
 _runtime: Callable[[bytes], bytes | None] | None = None
+_package: Callable[..., str] | None = None
 
 
 def demangle(name: str) -> str:
-    """The demangled form of a name that begins with _Z; any other name as it is.
+    """The demangled form of a C++, Rust, Swift or D name; any other name as it is.
 
     What compilers append to the name of a part or a copy of a function stays, written as
-    binutils writes it: `f() [clone .cold]`. A name is also returned as it is where there is no
-    C++ runtime, where the runtime refuses it, and where it was made to expand without end.
+    binutils writes it: `f() [clone .cold]`. A name is also returned as it is where there is
+    nobody who knows its kind, where he refuses it, and where it was made to expand without end.
     """
-    if not name.startswith("_Z"):
+    if name[:1] not in ("_", "$"):
         return name
+    language = _language(name)
+    if not language:
+        return name
+    mangled, at, version = name.partition("@")  # the table's own names have none, `@plt` has
+    mangled, _, clone = mangled.partition(".")
+    if len(mangled) > _LONGEST_NAME:
+        return name
+    if language != "c++":
+        plain = _by_package(mangled, language)
+        if plain is not None:
+            return plain + _clones(clone) + at + version
+        if not mangled.startswith("_Z"):
+            return name
     global _runtime
     if _runtime is None:
         _runtime = _load()
-    mangled, at, version = name.partition("@")  # the table's own names have none, `@plt` has
-    mangled, _, clone = mangled.partition(".")
-    if len(mangled) > _LONGEST_NAME or _work(mangled) > _MOST_WORK:
+    if _work(mangled) > _MOST_WORK:
         return name
     found = _runtime(mangled.encode("utf-8", "surrogateescape"))
     if found is None or len(found) > _LONGEST_RESULT:
         return name
     return found.decode("utf-8", "surrogateescape") + _clones(clone) + at + version
+
+
+def _language(name: str) -> str:
+    """Whose name it looks like, as the package calls the language; "": nobody's.
+
+    Rust's older names are C++ names that end with a hash of 16 digits; its v0 names begin with _R.
+    """
+    if name.startswith("_Z"):
+        digits = name.partition(".")[0][-17:-1]
+        is_hash = name.startswith("_ZN") and not set(digits) - _HASH and len(digits) == 16
+        return "rust" if is_hash and "17h" + digits + "E" in name else "c++"
+    if name.startswith("_R") and name[2:3].isalnum():
+        return "rust"
+    if name.startswith(("$s", "$S", "_$s", "_$S")):
+        return "swift"
+    return "d" if name.startswith("_D") and name[2:3].isdecimal() else ""
+
+
+def _by_package(mangled: str, language: str) -> str | None:
+    """What the package makes of a name; None where it is not there, or refuses the name."""
+    global _package
+    if _package is None:
+        try:
+            import demangle as package
+        except ImportError:
+            _package = _unchanged
+        else:
+            _package = package.demangle
+    found: str = _package(mangled, language=language)
+    return found if found != mangled and len(found) <= _LONGEST_RESULT else None
+
+
+def _unchanged(mangled: str, language: str = "") -> str:
+    return mangled
 
 
 def _clones(suffix: str) -> str:
