@@ -277,3 +277,13 @@ def test_gprof2dot_finds_the_same_shares_in_the_script(place: Path, tmp_path: Pa
     for name, (total, own) in named.items():
         shares = 100 * total / every, 100 * own / every
         assert found[name] == pytest.approx(shares, abs=0.02), name
+
+
+def test_kernel_symbols_that_are_hidden_are_said_to_be(place: Path, tmp_path: Path) -> None:
+    hidden = tmp_path / "kallsyms"
+    hidden.write_text("0000000000000000 T _stext\n0000000000000000 t run\t[module]\n")
+    said = refused(place / "perf.data", "--kallsyms", hidden)
+    assert "no kernel symbols with addresses" in said
+    assert "kptr_restrict" in said
+    hidden.write_text("nothing of the kind\n")
+    assert "kptr_restrict" not in refused(place / "perf.data", "--kallsyms", hidden)

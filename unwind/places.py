@@ -47,7 +47,7 @@ class Places:
             return self._sites(space, pc, called)
         # A process leaves a map of its run-time code; a child may run code of its parents'.
         for pid in getattr(space, "pids", ()):
-            found = self.jit.find(pid, lookup_pc)
+            found = self.jit.find(pid, lookup_pc, space.regions)
             if found is not None:
                 name, offset = found
                 return Site(self._binary(self.jit.path(pid)), pc, name, offset + pc - lookup_pc)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import sys
 
+from unwind.cli.made_code import made_code
 from unwind.cli.names import add_name_options, names_of, source_line_of
 from unwind.cli.plumbing import Progress, wants_colour, warn
 from unwind.cli.servers import add_server_options, is_sparing, servers_of
@@ -68,7 +69,13 @@ def add_output_options(parser: Parser) -> None:
         action="store_true",
         help="for each frame what every source of rows makes of it, agreeing or not",
     )
-    group.add_argument("-q", "--quiet", action="store_true", help="no header")
+    group.add_argument("-q", "--quiet", action="store_true", help="no header, and no hints")
+    group.add_argument(
+        "--perf-map",
+        metavar="PATH",
+        help="names of code that the program made, %%d for its pid: a map or a jitdump; of a "
+        "process, its own /tmp/perf-PID.map without being asked for",
+    )
     add_name_options(parser)
 
 
@@ -203,6 +210,7 @@ class _Report:
         snapshots = self._chosen()
         if self.files is not None and self.files.servers is not None:
             self._fetch(self.files, snapshots)
+        self.names.made = made_code(self.options, self.source, snapshots)
         complete = self._json(snapshots) if self.options.json else self._text(snapshots)
         for name, problem in self.names.problems.items():
             self._warn(f"{name}: no symbols: {problem}")

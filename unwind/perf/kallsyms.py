@@ -43,7 +43,7 @@ def read_kallsyms(path: str) -> Kallsyms:
             lines = file.read(_MOST_BYTES).splitlines()
     except OSError as error:
         raise SourceError((error.strerror or str(error)).lower(), path) from None
-    symbols = []
+    symbols, is_hidden = [], False
     for line in lines:
         words = line.split(None, 3)
         if len(words) < 3 or words[1] not in _CODE:
@@ -52,11 +52,13 @@ def read_kallsyms(path: str) -> Kallsyms:
             address = int(words[0], 16)
         except ValueError:
             continue
+        is_hidden = is_hidden or not address
         if address:
             module = words[3].strip(b"[] ") if len(words) > 3 else b""
             symbols.append((address, words[2], module))
     if not symbols:
-        raise SourceError("no kernel symbols with addresses", path)
+        hint = "root sees them; others with kptr_restrict=0 and perf_event_paranoid<=1"
+        raise SourceError("no kernel symbols with addresses", path, hint if is_hidden else "")
     return Kallsyms(symbols)
 
 

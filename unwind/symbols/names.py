@@ -10,7 +10,7 @@ __all__ = ["Inlined", "Name", "Names"]
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Callable, Iterable
 
     from unwind.modules import Module
     from unwind.protocols import Location, Symbolizer
@@ -69,6 +69,7 @@ class Names:
         self._source, self._inlines = source, inlines
         self._demangle = demangle if demangled else _as_it_is
         self._demangled: dict[str, str] = {}
+        self.made: Callable[[int], tuple[str, int] | None] | None = None
         self.problems: dict[str, str] = {}  # by module name: symbols that could not be read
         self.unnamed: dict[Module, int] = {}  # how often a place in a module got no name
 
@@ -79,6 +80,10 @@ class Names:
 
     def name(self, module: Module | None, pc: int, lookup_pc: int) -> Name:
         """The name of the function that covers `lookup_pc`, with the offset of `pc` in it."""
+        if self.made is not None and (module is None or module.image is None):
+            made = self.made(lookup_pc)
+            if made is not None:
+                return Name(module, made[0], self._plain(made[0]), made[1] + pc - lookup_pc)
         if module is None:
             return _NOWHERE
         found = self._by_symbol(module, pc, lookup_pc)

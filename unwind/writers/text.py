@@ -161,15 +161,15 @@ class TextWriter:
         Before it, on lines of their own, the functions that were inlined there, innermost first.
         """
         address = self._paint(_DIM, f"{pc:#0{self._digits + 2}x}")
-        if module is None:
-            return f"{address} ??"
         name = self.name(module, pc, lookup_pc)
+        if module is None and name.function is None:
+            return f"{address} ??"
         lines = [
             f"{address} {self._function(inlined.function)} [inlined]{self._where(inlined)}"
             for inlined in name.inlined
         ]
-        file = escape(module.name.rpartition("/")[2])
-        if name.function is None:
+        file = escape(module.name.rpartition("/")[2]) if module is not None else "JIT"
+        if name.function is None and module is not None:
             said = f"?? ({file}+{module.to_vaddr(pc):#x})"
         else:
             offset = f"+{name.offset:#x}" if name.offset is not None else ""
