@@ -376,15 +376,16 @@ def test_a_process_that_execs_can_be_read(program: Path) -> None:
     assert not wrong, "\n".join(wrong)
 
 
-def test_a_process_that_ends_is_no_surprise(program: Path) -> None:
+@pytest.mark.parametrize("stop", [True, False], ids=["stopped", "running"])
+def test_a_process_that_ends_is_no_surprise(program: Path, stop: bool) -> None:
     """Killed by somebody before each step, it is read or said to have ended."""
-    for number in range(1, 60, 2):
+    for number in range(1, 60, 2 if stop else 7):  # BPF programs take a while to load
         with (
             started(program, "works") as process,
             steps(number, process.kill),
             may_have_ended(),
         ):
-            TRANSPORT.open(str(process.pid), NONE).close()
+            TRANSPORT.open(str(process.pid), NONE, stop=stop).close()
 
 
 def test_a_leader_that_has_ended_is_no_error(program: Path) -> None:
