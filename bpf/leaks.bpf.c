@@ -16,6 +16,7 @@
 
 #define CHUNK		16		/* words of the stack that are hashed at once */
 #define CHUNK_SIZE	(CHUNK * sizeof(USER_WORD))
+#define MOST_FRAMES	1024
 #define CHECKED		1024		/* one of so many stacks that are known is sent again */
 #define NOT_MAPPED	((USER_WORD)-1)
 #define USER_BEGIN	(1ull << 16)	/* nothing is mapped below: vm.mmap_min_addr */
@@ -48,6 +49,13 @@ struct {
 	MAP_TYPE(key, __u64);
 	MAP_TYPE(value, struct site);
 } sites SEC(".maps");
+
+struct {
+	MAP_NUMBER(type, MAP_TYPE_HASH);
+	MAP_NUMBER(max_entries, 1 << 16);
+	MAP_TYPE(key, struct place);
+	MAP_TYPE(value, struct step);
+} steps SEC(".maps");
 
 struct {
 	MAP_NUMBER(type, MAP_TYPE_HASH);
@@ -117,6 +125,12 @@ inline_always struct totals *totals_here(void)
 
 /* ---------------------------------------------------------------- the key of a stack */
 
+/*
+ * The key is a hash of the pcs, where the stack can be walked here: user space has told, of the
+ * places that it came to itself, what plain steps lead on from there.  Else the key is a hash of all
+ * that its walk could depend on.  In both, two stacks of one key have the same walk, as long as
+ * 64 bits do not collide; some known stacks are sent again, and there it would be seen.
+ */
 struct hashing {
 	__u64 hash;
 	__u64 sp;
@@ -147,9 +161,7 @@ inline_always void mix_word(struct hashing *hashing, const struct plan *plan, __
 		mix(hashing, place, within);
 		return;
 	}
-#if defined(__TARGET_arm64)
-	word &= 0x007fffffffffffff;	/* a signed return address: which bits sign is not asked */
-#endif
+	word = CODE_ADDRESS(word);
 	if (word < USER_BEGIN || word >= USER_END)
 		return;
 	if (!hashing->settled) {
@@ -181,19 +193,77 @@ static long hash_chunk(__u64 index, struct hashing *hashing)
 	return 0;
 }
 
+struct walk {
+	struct hashing hashing;
+	struct place place;
+	__u64 sp;
+	__u64 fp;
+	__u64 link;		/* where the innermost call returns to, if a register has that */
+	__u64 finished;
+};
+
+static long take_step(__u64 index, struct walk *walk)
+{
+	struct step *step = map_lookup_elem(&steps, &walk->place);
+	USER_WORD word = 0;
+	__u64 cfa;
+
+	if (!step)
+		return 1;
+	mix(&walk->hashing, walk->place.called, walk->place.pc);
+	if (step->flags & STEP_OUTERMOST) {
+		walk->finished = 1;
+		return 1;
+	}
+	cfa = (step->flags & STEP_ON_FP ? walk->fp : walk->sp) + step->cfa;
+	if (step->flags & STEP_IN_LINK) {
+		if (index)
+			return 1;
+		walk->place.pc = walk->link;
+	} else {
+		if (cfa <= walk->sp || probe_read_user(&word, sizeof(word), (void *)(cfa + step->pc)))
+			return 1;
+		walk->place.pc = CODE_ADDRESS(word);
+	}
+	if (step->flags & STEP_SAVES_FP) {
+		if (probe_read_user(&word, sizeof(word), (void *)(cfa + step->fp)))
+			return 1;
+		walk->fp = word;
+	}
+	walk->place.called = 1;
+	walk->sp = cfa;
+	return 0;
+}
+
+/* The key of a stack that can be walked here, 0 of another one. */
+inline_always __u64 key_of_walk(const USER_REGS *regs, const struct plan *plan, __u32 epoch)
+{
+	struct walk walk = {
+		.place = { .pc = USER_PC(regs), .generation = plan->generation },
+		.sp = USER_SP(regs), .fp = USER_FP(regs), .link = CODE_ADDRESS(USER_LINK(regs)),
+	};
+
+	mix(&walk.hashing, plan->generation, epoch);
+	loop(MOST_FRAMES, take_step, &walk, 0);
+	return walk.finished ? walk.hashing.hash : 0;
+}
+
 /* The key of the stack: never 0. */
 inline_always __u64 key_of(const USER_REGS *regs, const struct plan *plan, __u32 epoch,
 			   bool settled)
 {
 	const __u64 preserved[] = PRESERVED(regs);
 	struct hashing hashing = { .settled = settled };
+	__u64 walked = settled ? key_of_walk(regs, plan, epoch) : 0;
 	__u32 chunks;
 
+	if (walked)
+		return walked;
 	hashing.sp = USER_SP(regs);
 	hashing.start = hashing.sp & -(__u64)CHUNK_SIZE;
 	/* As far as `send` copies. */
 	hashing.reach = pages_wanted(hashing.sp) * PAGE_SIZE - hashing.sp % PAGE_SIZE;
-	mix(&hashing, settled, plan->serial);
+	mix(&hashing, settled, plan->generation);
 	mix(&hashing, 0, epoch);
 	mix(&hashing, 1, USER_PC(regs));
 	for (__u32 n = 0; n < sizeof(preserved) / sizeof(preserved[0]); n++)

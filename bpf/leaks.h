@@ -48,10 +48,33 @@ struct code {
 	__u64 size;
 };
 
+/* A place in code, as a walk comes to it. */
+struct place {
+	__u64 pc;
+	__u64 generation;	/* of a plan */
+	__u64 called;		/* a return address; else it is where the thread stands */
+};
+
+enum step_flag {
+	STEP_OUTERMOST = 1,	/* there is no caller */
+	STEP_ON_FP = 2,		/* the CFA hangs on the frame pointer, not on the stack pointer */
+	STEP_IN_LINK = 4,	/* the return address is in its register */
+	STEP_SAVES_FP = 8,	/* the caller's frame pointer is on the stack */
+};
+
+/* The row of CFI there, where it is a plain one: offsets from the CFA, in bytes. */
+struct step {
+	__s32 cfa;		/* from the register */
+	__s32 pc;
+	__s32 fp;
+	enum step_flag flags;	/* any of them, by their bits */
+};
+
 /* What user space wants; of two, that with the higher serial holds. */
 struct plan {
 	__u64 serial;
 	__u64 exec_pages;	/* mm->exec_vm when `code` was looked up: else it may be more */
+	__u64 generation;	/* goes up when code is replaced or taken away */
 	__u64 epoch;		/* as of a block: of another program nothing is known */
 	__u64 smallest;		/* of the allocations to look at */
 	__u64 largest;

@@ -10,6 +10,8 @@
 #define EVENT_ARCH	62	/* EM_X86_64 */
 #define USER_SP(from)	((from)->sp)
 #define USER_PC(from)	((from)->ip)
+#define USER_FP(from)	((from)->bp)
+#define USER_LINK(from)	0
 
 /* Arguments of a call, and what it gives back: x86-64 psABI 1.0 §3.2.3. */
 #define USER_RESULT(from)	((from)->ax)
@@ -52,6 +54,7 @@ inline_always void copy_registers(struct registers *to, const USER_REGS *from)
 #define EVENT_ARCH	183	/* EM_AARCH64 */
 #define USER_SP(from)	((from)->sp)
 #define USER_PC(from)	((from)->pc)
+#define USER_FP(from)	((from)->regs[29])
 #define USER_LINK(from)	((from)->regs[30])
 
 /* Arguments of a call, what it gives back, what it preserves, and where it returns to: AAPCS64. */
@@ -83,6 +86,7 @@ inline_always void copy_registers(struct registers *to, const USER_REGS *from)
 #define USER_WORD	__u32
 #define USER_SP(from)	((from)->regs[29])
 #define USER_PC(from)	((from)->cp0_epc)
+#define USER_FP(from)	((from)->regs[30])
 #define USER_LINK(from)	((from)->regs[31])
 #define IS_COMPAT(from)	0
 
@@ -112,6 +116,13 @@ inline_always void copy_registers(struct registers *to, const USER_REGS *from)
 	to->pc = from->cp0_epc;
 	to->cause = from->cp0_cause;
 }
+#endif
+
+/* A return address without what signs it: of those bits, no address of a process has any. */
+#if defined(__TARGET_arm64)
+#define CODE_ADDRESS(word)	((word) & 0x007fffffffffffffull)
+#else
+#define CODE_ADDRESS(word)	(word)
 #endif
 
 #if !defined(USER_WORD)

@@ -29,6 +29,7 @@ _PROG = "unwind-memleak"
 _OLD_ENOUGH = 500  # milliseconds: what is younger may well be freed yet
 _INTERVAL = 5.0  # seconds between reports of a process that was there before
 _TOP = 10
+_MOST_KEYS = 48_000  # of 65,536 for which the kernel has room
 _AT_ONCE = 0.1  # seconds between two looks at the process
 _LARGEST = (1 << 64) - 1
 
@@ -90,6 +91,8 @@ class _Watch:
         self.stacks = Stacks(Unwinder(source.arch, sources_of(options, source.arch), limit))
         self.names = Names(TableSymbolizer())
         self._begin = monotonic()
+        self._told: dict[KnownStack, int] = {}  # whose steps the kernel has, of which generation
+        self._complete = 0  # allocations with complete stacks, of keys that were forgotten
         self.comm: str | None = None
         self._pieces: list[str] = []  # what goes to a file
 
@@ -134,16 +137,37 @@ class _Watch:
 
     def _take(self, seconds: float) -> None:
         """Walk what the kernel sends, for so long."""
+        from unwind.leaks.steps import steps_of
         from unwind.writers.leaks import call_line
 
         source, probes = self.source, self.probes
         for event in source.events(seconds, pausing=True):
             probes.settle()
             self.comm = event.comm
-            self.stacks.take(event.cookie, source.snapshot(event))
+            known = self.stacks.take(event.cookie, source.snapshot(event))
+            if self._told.get(known) != probes.generation:
+                self._told[known] = probes.generation
+                for step in steps_of(known, self.stacks.unwinder.lookup.outline):
+                    probes.learn(step)
         probes.settle()
+        if self.stacks.keys > _MOST_KEYS:
+            self._forget()
         for call in probes.calls():
             print(call_line(call, probes.pid))
+
+    def _forget(self) -> None:
+        """Make room for the stacks to come: those go of which nothing is outstanding."""
+        kept = set()
+        for site in list(self.probes.sites()):
+            if site.count and site.current:
+                kept.add(site.stack)
+            else:
+                known = self.stacks.get(site.stack)
+                self._complete += site.events if known is not None and known.complete else 0
+                self.probes.forget(site)
+        kept.update([block.stack for block in self.probes.blocks().values()])
+        self.stacks.keep(kept)
+        self._told.clear()
 
     def _report(self, has_ended: bool) -> Report:
         from time import monotonic, monotonic_ns, time
@@ -161,7 +185,9 @@ class _Watch:
             age = options.older if options.older is not None else 0 if has_ended else _OLD_ENOUGH
             leaks, young = by_block(blocks.values(), get, now, round(age * 1e6))
         known = [(get(site.stack), site.events) for site in sites]
-        complete = sum([events for stack, events in known if stack is not None and stack.complete])
+        complete = self._complete + sum(
+            [events for stack, events in known if stack is not None and stack.complete]
+        )
         return Report(
             probes.pid,
             time(),

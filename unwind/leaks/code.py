@@ -13,6 +13,8 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
+    from unwind.live.proc import Mapped
+
 _VSYSCALL = 1 << 63  # it lies above, and nothing returns there
 _TRIES = 5
 
@@ -21,10 +23,12 @@ class Code(Value):
     """The stretches [start, end) in which a process may run code, ascending.
 
     `pages` is what the kernel counts of them, in mm->exec_vm: another count means other code.
+    `mapped` is what lies there.
     """
 
     pages: int
     stretches: tuple[tuple[int, int], ...]
+    mapped: frozenset[Mapped]
 
 
 def code_of(pid: int, most: int) -> Code | None:
@@ -34,12 +38,13 @@ def code_of(pid: int, most: int) -> Code | None:
             for _ in range(_TRIES):
                 before = _pages(proc)
                 found = [
-                    (entry.start, entry.end)
+                    entry
                     for entry in proc.mappings()
                     if entry.executable and entry.start < _VSYSCALL
                 ]
                 if found and before == _pages(proc):
-                    return Code(before, stretches(found, most))
+                    ranges = [(entry.start, entry.end) for entry in found]
+                    return Code(before, stretches(ranges, most), frozenset(found))
     except OSError:
         pass
     return None

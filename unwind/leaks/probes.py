@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from unwind.events.points import Attached
     from unwind.leaks.code import Code
     from unwind.leaks.objects import Object
+    from unwind.leaks.steps import Step
     from unwind.protocols import ByteOrder
 
 _MOST_CODE = 8  # stretches: MOST_CODE of bpf/leaks.h
@@ -33,6 +34,11 @@ _TOTALS = (
     *("allocations", "frees", "dropped", "dropped_bytes", "replaced", "replaced_bytes"),
     "nowhere",
 )
+_PLAN = (
+    *("serial", "exec_pages", "generation", "epoch", "smallest", "largest", "every", "traced"),
+    "serial_again",
+)
+_MOST_STEPS = 60_000  # of 65,536 for which the kernel has room
 _MOST_CALLS = 1 << 16  # that wait to be printed
 
 
@@ -105,7 +111,8 @@ class Probes:
 
     def __init__(self, pid: int, objects: Sequence[Object], wanted: Wanted):
         self.pid, self.objects, self.wanted = pid, objects, wanted
-        self._serial = 0
+        self._serial = self.generation = 0
+        self._known: set[tuple[int, bool]] = set()  # places whose steps the kernel has
         self._settled: tuple[Code | None, int] = None, -1  # what the kernel goes by
         self._calls: list[bytes] = []
         self._ring: Ring | None = None
@@ -135,8 +142,20 @@ class Probes:
         self._call = Record(
             btf, "call_told", ("time", "address", "size", "stack", "tid", "function"), order
         )
-        names = ("serial", "exec_pages", "epoch", "smallest", "largest", "every", "traced")
+        names = (
+            "serial",
+            "exec_pages",
+            "generation",
+            "epoch",
+            "smallest",
+            "largest",
+            "every",
+            "traced",
+        )
         self._plan = Record(btf, "plan", (*names, "serial_again"), order)
+        self._place = Record(btf, "place", ("pc", "generation", "called"), order)
+        self._step = Record(btf, "step", ("cfa", "pc", "fp", "flags"), order)
+        self._flags = btf.enum("step_flag")
         self._code = btf.struct("plan").members["code"]
 
     def attach(self, object: BpfObject, pid: int | None, cookie: int) -> list[Attached]:
@@ -144,6 +163,7 @@ class Probes:
         self._object = object
         self._blocks, self._sites = object.map("blocks"), object.map("sites")
         self._lives, self._plans = object.map("lives"), object.map("plans")
+        self._steps = object.map("steps")
         if self.wanted.traced:
             self._ring = object.ring("told", self._take_call)
         self.settle(force=True)
@@ -185,13 +205,17 @@ class Probes:
         found = code_of(self.pid, _MOST_CODE)
         if found is not None and (found, epoch) == self._settled and not force:
             return
-        self._settled = found, epoch
+        known, self._settled = self._settled[0], (found, epoch)
         wanted = self.wanted
         self._serial += 1
+        if known is None or found is None or not known.mapped <= found.mapped:
+            self.generation += 1
+            self._forget_steps()
         plan = bytearray(
             self._plan.pack(
                 self._serial,
                 found.pages if found is not None else 0,
+                self.generation,
                 epoch,
                 wanted.smallest,
                 wanted.largest,
@@ -205,6 +229,22 @@ class Probes:
             plan[at : at + 8] = start.to_bytes(8, self._order)
             plan[at + 8 : at + 16] = (end - start).to_bytes(8, self._order)
         self._plans.put((self._serial % 2).to_bytes(4, self._order), bytes(plan))
+
+    def learn(self, step: Step) -> None:
+        """Tell the kernel how to walk on from a place, so that it knows stacks by itself."""
+        if (step.pc, step.called) in self._known or len(self._known) >= _MOST_STEPS:
+            return
+        self._known.add((step.pc, step.called))
+        flags = sum([self._flags[f"STEP_{flag}"] for flag in step.flags])
+        offsets = [n & 0xFFFF_FFFF for n in (step.cfa, step.saved_pc, step.saved_fp)]
+        key = self._place.pack(step.pc, self.generation, int(step.called))
+        self._steps.put(key, self._step.pack(*offsets, flags))
+
+    def _forget_steps(self) -> None:
+        """What led on from a place was there, perhaps, of code that is no more."""
+        self._known.clear()
+        for key, _ in self._steps.entries():
+            self._steps.remove(key)
 
     @property
     def epoch(self) -> int:
@@ -231,6 +271,10 @@ class Probes:
         for key, value in self._sites.entries():
             size, count, events, of = self._site.unpack(value)
             yield Sites(int.from_bytes(key, order), size, count, events, of == epoch)
+
+    def forget(self, site: Sites) -> None:
+        """Take a key away of which nothing is outstanding; its stack is sent when it comes again."""
+        self._sites.remove(site.stack.to_bytes(8, self._order))
 
     def totals(self) -> Totals:
         """What has happened since the beginning."""

@@ -26,10 +26,13 @@ class Stacks:
     """
 
     def __init__(self, unwinder: Unwinder):
-        self._unwinder = unwinder
+        self.unwinder = unwinder
         self._fast = FastUnwinder(unwinder)
         self._alike: dict[tuple[object, ...], KnownStack] = {}
         self._by_key: dict[int, KnownStack] = {}
+        # The same by pcs of one space, which must live as long as its id is used.
+        self._seen: dict[tuple[object, ...], KnownStack] = {}
+        self._spaces: dict[int, AddressSpace] = {}
         self.checked = self.mistaken = 0
 
     def take(self, key: int, snapshot: Snapshot) -> KnownStack:
@@ -47,11 +50,18 @@ class Stacks:
         """The stack of a key, None where it was not sent: there was no room."""
         return self._by_key.get(key)
 
+    @property
+    def keys(self) -> int:
+        """How many keys are known."""
+        return len(self._by_key)
+
     def keep(self, keys: Container[int]) -> None:
         """Forget what is known of all other keys."""
         self._by_key = {key: known for key, known in self._by_key.items() if key in keys}
         kept = {id(known) for known in self._by_key.values()}
         self._alike = {key: known for key, known in self._alike.items() if id(known) in kept}
+        self._seen.clear()
+        self._spaces.clear()
 
     def __len__(self) -> int:
         return len(self._alike)
@@ -67,14 +77,20 @@ class Stacks:
                 how = tuple([(trust, n > 0) for n, trust in enumerate(trusts)])
             made = KnownStack(space, tuple(found), how=how)
         else:
-            stack = self._unwinder.unwind(snapshot)
+            stack = self.unwinder.unwind(snapshot)
             frames = stack.frames
             how = tuple([(frame.trust, frame.called) for frame in frames])
             signals = frozenset([n for n, frame in enumerate(frames) if frame.signal])
             pcs = tuple([frame.pc for frame in frames])
             made = KnownStack(space, pcs, stack.end, how, stack.detail, signals)
+        seen = id(space), made.pcs, made.end, made.how
+        known = self._seen.get(seen)
+        if known is not None:
+            return known
         places = tuple([_place(space, pc, n > 0) for n, pc in enumerate(made.pcs)])
-        return self._alike.setdefault((places, made.end, made.how), made)
+        known = self._seen[seen] = self._alike.setdefault((places, made.end, made.how), made)
+        self._spaces[id(space)] = space
+        return known
 
 
 def _place(space: AddressSpace, pc: int, called: bool) -> tuple[str, int]:
