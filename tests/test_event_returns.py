@@ -18,16 +18,21 @@ from unwind.unwinder import Unwinder
 CALLED = ["inner", "middle", "middle", "outer", "main"]
 
 
-@pytest.mark.parametrize("hooked", [("outer",), ("middle",), ("inner", "middle", "outer")], ids=str)
-def test_the_true_return_address_is_put_back(tmp_path: Path, hooked: tuple[str, ...]) -> None:
-    """Of functions that are entered by recursion, too, and of the innermost one."""
+@pytest.fixture
+def program(tmp_path: Path) -> Path:
     need_bpf()
     need("gcc")
+    made = tmp_path / "program"
+    flags = ("-O2", "-fomit-frame-pointer", "-fno-optimize-sibling-calls", "-fno-inline")
+    compile_c("gcc", flags, ("returns.c",), made)
+    return made
+
+
+@pytest.mark.parametrize("hooked", [("outer",), ("middle",), ("inner", "middle", "outer")], ids=str)
+def test_the_true_return_address_is_put_back(program: Path, hooked: tuple[str, ...]) -> None:
+    """Of functions that are entered by recursion, too, and of the innermost one."""
     if os.uname().machine != "x86_64":
         cannot("only there it is known where a return address lies")
-    program = tmp_path / "program"
-    flags = ("-O2", "-fomit-frame-pointer", "-fno-optimize-sibling-calls", "-fno-inline")
-    compile_c("gcc", flags, ("returns.c",), program)
     names, stacks = Names(TableSymbolizer()), []
     with subprocess.Popen([program]) as process:
         try:
@@ -61,3 +66,24 @@ def test_the_true_return_address_is_put_back(tmp_path: Path, hooked: tuple[str, 
         functions = [name.function for name in found]
         assert functions[:5] == CALLED, (functions, detail)
         assert end == "outermost"
+
+
+def test_where_a_function_returns_its_caller_is_innermost(program: Path) -> None:
+    names, stacks = Names(TableSymbolizer()), []
+    with subprocess.Popen([program]) as process:
+        try:
+            with caught(f"ret:{program}:middle", pid=process.pid, cookie=5) as source:
+                unwinder = Unwinder(source.arch)
+                for event in source.events(PATIENCE):
+                    assert event.cookie == 5
+                    stack = unwinder.unwind(source.snapshot(event))
+                    assert stack.end == "outermost", stack.detail
+                    found = [names.name(f.module, f.pc, f.lookup_pc) for f in stack.frames]
+                    stacks.append([name.function for name in found])
+                    if len(stacks) == 20:
+                        break
+        finally:
+            process.kill()
+    inner, outer = stacks[10:12] if stacks[10][0] == "middle" else stacks[11:13]
+    assert inner[:3] == ["middle", "outer", "main"]
+    assert outer[:2] == ["outer", "main"]

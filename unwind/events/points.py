@@ -5,6 +5,7 @@ sched:sched_process_exit    a tracepoint, by its category and name
 raw:sched_process_exit      the same as a raw tracepoint, btf:... as one with types
 fentry:do_exit              a function of the kernel, without kprobes but with ftrace's calls
 /usr/lib/libc.so.6:malloc   a function of a program or library (uprobe), perhaps with +OFFSET
+ret:/bin/bash:readline      where such a function returns to, as it does (uretprobe)
 cpu-clock@99                whatever runs, so many times a second on each processor
 """
 
@@ -29,11 +30,15 @@ if TYPE_CHECKING:
 
 _ENOTSUPP = 524  # of the kernel alone: arm64 before Linux 6.4 has no trampolines for fentry
 _CLOCK = "cpu-clock@"
+_RETURN = "ret:"
 _PREFIXES = {"raw:": "raw_tracepoint", "btf:": "btf_tracepoint", "fentry:": "fentry"}
 _TYPED = ("btf_tracepoint", "fentry")
 _FASTEST = 100_000  # samples a second
 _NOWHERE = (ENOENT, EOPNOTSUPP, ESRCH, _ENOTSUPP)
-_OTHERS = "it may have CATEGORY:NAME, raw:NAME, btf:NAME (tracepoints), PATH:FUNCTION, cpu-clock@N"
+_OTHERS = (
+    "it may have CATEGORY:NAME, raw:NAME, btf:NAME (tracepoints), PATH:FUNCTION, "
+    "ret:PATH:FUNCTION, cpu-clock@N"
+)
 # What serves in place of a function where the kernel has no kprobes.
 _TRACEPOINTS = {"do_exit": ("sched", "sched_process_exit")}
 _TRACEFS = ("/sys/kernel/tracing/events", "/sys/kernel/debug/tracing/events")
@@ -63,7 +68,7 @@ if TYPE_CHECKING:
 
 class Point(Value):
     """A place to attach to: `kind` of kprobe, tracepoint, raw_tracepoint, btf_tracepoint, fentry,
-    uprobe, perf_event.
+    uprobe, uretprobe, perf_event.
 
     `name` is a function, a tracepoint or a file, `inside` a tracepoint's category or a function of
     the file, and `number` an offset or a frequency.
@@ -77,7 +82,7 @@ class Point(Value):
     @property
     def program(self) -> str:
         """The program that is attached there."""
-        return f"on_{self.kind}"
+        return "on_uprobe" if self.kind == "uretprobe" else f"on_{self.kind}"
 
     @property
     def object_name(self) -> str:
@@ -112,9 +117,10 @@ class Point(Value):
                 return [program.attach_tracepoint(self.inside, self.name)]
             case "raw_tracepoint":
                 return [program.attach_raw_tracepoint(self.name)]
-            case "uprobe":
-                function = self.inside or None
-                return [program.attach_uprobe(self.name, function, self.number, pid, cookie)]
+            case "uprobe" | "uretprobe":
+                where = self.name, self.inside or None, self.number
+                returning = self.kind == "uretprobe"
+                return [program.attach_uprobe(*where, pid, cookie, returning=returning)]
         handles = [open_cpu_clock(cpu, self.number) for cpu in processors()]
         return [program.attach_perf_event(handle) for handle in handles]
 
@@ -126,6 +132,11 @@ def point(text: str) -> Point:
         if not number.isdecimal() or not 0 < int(number) <= _FASTEST:
             raise SourceError("no number of samples a second", text, "as in cpu-clock@99")
         return Point("perf_event", "cpu-clock", number=int(number))
+    if text.startswith(_RETURN):
+        entry = point(text.removeprefix(_RETURN))
+        if entry.kind != "uprobe":
+            raise SourceError("no function of a file", text, "ret:PATH:FUNCTION")
+        return Point("uretprobe", entry.name, entry.inside, entry.number)
     if "/" in text:
         path, colon, inside = text.rpartition(":")
         function, _, more = inside.partition("+")
