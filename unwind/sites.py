@@ -14,6 +14,8 @@ if TYPE_CHECKING:
     from unwind.space import AddressSpace
     from unwind.symbols.names import Name
 
+_UNNAMED = "[inlined]"  # a function whose name is damaged
+
 
 class Sites:
     """What `profile.Counts` asks for the site at a pc; `name` is `Names.name`.
@@ -35,7 +37,11 @@ class Sites:
         if module is None:
             return Site(None, pc)
         name = self._name(module, pc, lookup_pc)
-        return Site(self.binary(module), module.to_vaddr(pc), name.function, name.offset)
+        inlined = tuple([call.function or _UNNAMED for call in name.inlined])
+        vaddr = module.to_vaddr(pc)
+        if not inlined:
+            return Site(self.binary(module), vaddr, name.function, name.offset)
+        return Site(self.binary(module), vaddr, name.function, name.offset, inlined=inlined)
 
     def forget(self, space: AddressSpace) -> None:
         """Keep no longer what is known of the modules of a space."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 
+from unwind.cli.names import add_name_options
 from unwind.cli.plumbing import Command, Progress, add_common_options
 from unwind.cli.profiles import add_profile_options
 from unwind.cli.stacks import add_file_options, add_walk_options, files_of
@@ -97,6 +98,7 @@ def _declare(parser: Parser) -> None:
         help="share the work among N processes, for the same output [1]",
     )
     add_profile_options(parser)
+    add_name_options(parser)
     add_file_options(parser)
     add_walk_options(parser)
     add_common_options(parser)
@@ -109,7 +111,7 @@ def _command(options: Options) -> int:
     progress = Progress("reading")
     with files_of(options, progress) as files, TRANSPORT.open(options.file, files) as source:
         progress.close()
-        return Report(_PROG, options, source).print()
+        return Report(_PROG, options, source, files).print()
 
 
 def _count(text: str) -> int:

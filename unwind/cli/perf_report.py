@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 
+from unwind.cli.names import names_of
 from unwind.cli.plumbing import Progress, wants_colour, warn
 from unwind.cli.profiles import profile_wanted, write_profiles
 from unwind.cli.stacks import sources_of
@@ -12,8 +13,6 @@ from unwind.frames import End
 from unwind.perf.jit import JitMaps
 from unwind.places import KERNEL, Places
 from unwind.sampling import Sampler, split_callchain
-from unwind.symbols.names import Names
-from unwind.symbols.table import TableSymbolizer
 from unwind.unwinder import DEFAULT_LIMIT, Unwinder
 
 __all__ = ["Report"]
@@ -24,6 +23,7 @@ if TYPE_CHECKING:
     from typing import Any, TypeAlias
 
     from unwind.cli.options import Options
+    from unwind.files import Files
     from unwind.frames import Frame
     from unwind.perf.processes import ProcessSpace
     from unwind.perf.samples import Sample
@@ -41,12 +41,12 @@ _ALL: Share = 0, 1
 class Report:
     """One run of the command over one opened recording."""
 
-    def __init__(self, prog: str, options: Options, source: PerfSource):
+    def __init__(self, prog: str, options: Options, source: PerfSource, files: Files | None = None):
         self.prog, self.options, self.source = prog, options, source
         limit = options.max_frames or DEFAULT_LIMIT
         unwinder = Unwinder(source.arch, sources_of(options, source.arch), limit)
         self.sampler = Sampler(source.snapshot, unwinder, options.max_stack)
-        self.names = Names(TableSymbolizer())
+        self.names = names_of(options, files, many=True)
         kallsyms = None
         if options.kallsyms is not None:
             from unwind.perf.kallsyms import read_kallsyms, recorded_kallsyms
@@ -211,7 +211,7 @@ class Report:
         from unwind.transports.perf_data import TRANSPORT
 
         with files_of(self.options) as files, TRANSPORT.open(path, files) as source:
-            return Report(self.prog, self.options, source).profiles()
+            return Report(self.prog, self.options, source, files).profiles()
 
     def profiles(self) -> list[Profile]:
         """The profile of each event."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 
+from unwind.cli.names import add_name_options
 from unwind.cli.plumbing import Command, add_common_options
 from unwind.cli.profiles import add_profile_options
 from unwind.cli.stacks import add_file_options, add_walk_options, files_of
@@ -80,6 +81,7 @@ def _declare(parser: Parser) -> None:
         help="where processes name the code they made, %%d for the pid [/tmp/perf-%%d.map]",
     )
     add_profile_options(parser)
+    add_name_options(parser)
     add_file_options(parser)
     add_walk_options(parser)
     add_common_options(parser)
@@ -107,7 +109,7 @@ def _command(options: Options) -> int:
             TRANSPORT.open(place, files, ring) as source,
         ):
             stopping.end(source.stop)
-            return ProfilerReport(_PROG, options, source).print()
+            return ProfilerReport(_PROG, options, source, files).print()
     except BpfError as error:
         print(error.log, file=sys.stderr)
         raise

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 
+from unwind.cli.names import names_of
 from unwind.cli.options import Options
 from unwind.cli.perf_profiles import Counting, joined
 from unwind.cli.plumbing import warn
@@ -15,8 +16,6 @@ from unwind.perf.jit import JitMaps
 from unwind.perf.processes import Task
 from unwind.places import Places
 from unwind.sampling import Sampler
-from unwind.symbols.names import Names
-from unwind.symbols.table import TableSymbolizer
 from unwind.unwinder import DEFAULT_LIMIT, Unwinder
 
 __all__ = ["ProfilerReport"]
@@ -24,6 +23,7 @@ __all__ = ["ProfilerReport"]
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from unwind.events.event import Event
+    from unwind.files import Files
     from unwind.perf.samples import Sample
     from unwind.profile import Profile
     from unwind.snapshot import Snapshot
@@ -40,11 +40,11 @@ _CLOCK = SampledEvent("cpu-clock", 1, 0, (), 0, 0, 0, 0, 0, False, 0)
 class ProfilerReport:
     """One run of the command over one opened source."""
 
-    def __init__(self, prog: str, options: Options, source: RingBufferSource):
+    def __init__(self, prog: str, options: Options, source: RingBufferSource, files: Files):
         self.prog, self.options, self.source = prog, options, source
         limit = options.max_frames or DEFAULT_LIMIT
         unwinder = Unwinder(source.arch, sources_of(options, source.arch), limit)
-        self.names = Names(TableSymbolizer())
+        self.names = names_of(options, files, many=True)
         self._event: Event | None = None  # that of the sample which is looked at
         sampler = Sampler(self._snapshot, unwinder)
         places = Places(self.names, JitMaps(options.perf_map))
@@ -119,7 +119,7 @@ class ProfilerReport:
         whole = dict.fromkeys(("kallsyms", "max_stack", "comm", "pid", "tid", "event", "time"))
         options = Options({**vars(self.options), **whole, "jobs": 1})
         with files_of(options) as files, TRANSPORT.open(path, files) as source:
-            found = Report(self.prog, options, source).profiles()
+            found = Report(self.prog, options, source, files).profiles()
         if len(found) != 1:
             raise SourceError(f"--differential: a recording of one event, not {len(found)}", path)
         return found[0]

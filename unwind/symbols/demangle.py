@@ -37,7 +37,10 @@ def demangle(name: str) -> str:
     if not language:
         return name
     mangled, at, version = name.partition("@")  # the table's own names have none, `@plt` has
-    mangled, _, clone = mangled.partition(".")
+    end = _end_of_rust(mangled)  # which may have dots in it
+    rest = mangled[end:]
+    head, _, clone = rest.partition(".")
+    mangled = mangled[:end] + head
     if len(mangled) > _LONGEST_NAME:
         return name
     if language != "c++":
@@ -60,17 +63,23 @@ def demangle(name: str) -> str:
 def _language(name: str) -> str:
     """Whose name it looks like, as the package calls the language; "": nobody's.
 
-    Rust's older names are C++ names that end with a hash of 16 digits; its v0 names begin with _R.
+    Rust's older names are C++ names with a hash of 16 digits; its v0 names begin with _R.
     """
     if name.startswith("_Z"):
-        digits = name.partition(".")[0][-17:-1]
-        is_hash = name.startswith("_ZN") and not set(digits) - _HASH and len(digits) == 16
-        return "rust" if is_hash and "17h" + digits + "E" in name else "c++"
+        return "rust" if _end_of_rust(name) else "c++"
     if name.startswith("_R") and name[2:3].isalnum():
         return "rust"
     if name.startswith(("$s", "$S", "_$s", "_$S")):
         return "swift"
     return "d" if name.startswith("_D") and name[2:3].isdecimal() else ""
+
+
+def _end_of_rust(name: str) -> int:
+    """Where an older Rust name ends, behind its hash; 0 where it is none."""
+    at = name.rfind("17h")
+    if not name.startswith("_ZN") or at < 0 or name[at + 19 : at + 20] != "E":
+        return 0
+    return at + 20 if _HASH.issuperset(name[at + 3 : at + 19]) else 0
 
 
 def _by_package(mangled: str, language: str) -> str | None:

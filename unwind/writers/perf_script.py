@@ -127,13 +127,25 @@ class ScriptWriter:
         return make
 
     def _line(self, pc: int, site: Site | None) -> str:
-        symbol, binary, offset = "[unknown]", "[unknown]", ""
+        symbol, binary, offset, inlined = "[unknown]", "[unknown]", "", ""
         if site is not None:
             if site.function is not None:
                 symbol, offset = escape(site.function), f"+{site.offset or 0:#x}"
             if site.binary is not None:
                 binary = escape(site.binary.name)
-        return self._form % {"ip": f"{pc:16x}", "sym": symbol, "symoff": offset, "dso": binary}
+            if site.inlined and "sym" in self.fields:
+                inlined = "".join([self._inlined(pc, name, offset) for name in site.inlined])
+        return inlined + self._form % {
+            "ip": f"{pc:16x}",
+            "sym": symbol,
+            "symoff": offset,
+            "dso": binary,
+        }
+
+    def _inlined(self, pc: int, name: str, offset: str) -> str:
+        """The line of a function that was inlined at a pc, as perf script has it."""
+        symbol = escape(name)
+        return self._form % {"ip": f"{pc:16x}", "sym": symbol, "symoff": offset, "dso": "inlined"}
 
 
 class _Lines(dict[int, str]):

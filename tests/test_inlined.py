@@ -1,0 +1,177 @@
+"""Inlined functions and places in source, as every command and writer prints them."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from collections.abc import Iterable
+from pathlib import Path
+
+import pytest
+
+from tests.crashes import crash_by_kernel, kernel_writes_cores
+from tests.support import cannot, need, python
+from tests.test_lines import PROGRAM
+from unwind.files import Files
+from unwind.profile import Counts, Profile, Thread
+from unwind.sites import Sites
+from unwind.symbols.debug_info import DebugSymbolizer
+from unwind.symbols.names import Names
+from unwind.transports.core import TRANSPORT
+from unwind.unwinder import Unwinder
+from unwind.writers.flamegraph_data import INLINED, columns
+from unwind.writers.folded import folded
+
+# Of the frame that crashes: what is inlined, innermost first, with a word of the line each is at.
+CHAIN = [
+    ("deepest", "__builtin_trap();"),
+    ("operator()", "return deepest(value + 1);"),
+    ("apply", "return function(value) * 2;"),
+    ("shop::run(int)", "return apply(n, [](int value)"),
+]
+
+
+@pytest.fixture(scope="module")
+def crash(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The directory of a program with inlined functions, and of its core."""
+    need("g++")
+    if not kernel_writes_cores():
+        cannot("the kernel hands its cores to another program here")
+    folder = tmp_path_factory.mktemp("inlined")
+    program = folder / "program"
+    flags = ("-gdwarf-5", "-O2", "-fno-omit-frame-pointer")
+    done = os.spawnlp(os.P_WAIT, "g++", "g++", *flags, str(PROGRAM), "-o", str(program))
+    assert done == 0
+    crash_by_kernel([str(program)], dict(os.environ), folder / "core")
+    return folder
+
+
+def printed(crash: Path, *options: str) -> str:
+    done = python("-m", "unwind.cli.core", *options, crash / "core")
+    assert (done.returncode, done.stderr) == (0, "")
+    return done.stdout
+
+
+def base(function: str | None) -> str:
+    """A function's name without scopes and arguments of templates, as far as the test needs it."""
+    text = function or ""
+    if "operator()" in text:
+        return "operator()"
+    found = re.search(r"(shop::run\(int\)|deepest|apply)", text)
+    return found[1] if found else text
+
+
+def told(places: Iterable[tuple[str | None, str, int]]) -> list[tuple[str, bool]]:
+    """For each place its function, and whether its line is the one of CHAIN."""
+    source = PROGRAM.read_text().splitlines()
+    found = []
+    for (function, file, line), (_, code) in zip(places, CHAIN, strict=True):
+        found.append((base(function), file == str(PROGRAM) and code in source[line - 1]))
+    return found
+
+
+WANTED = [(function, True) for function, _ in CHAIN]
+
+
+def test_json_has_an_element_for_each_inlined_function(crash: Path) -> None:
+    [thread] = json.loads(printed(crash, "--json", "-s", "-i"))["threads"]
+    frames = thread["frames"]
+    innermost = frames[: len(CHAIN)]
+    assert told((f["function"], f["file"], f["line"]) for f in innermost) == WANTED
+    assert [frame["inline"] for frame in innermost] == [True, True, True, False]
+    assert len({frame["pc"] for frame in innermost}) == 1
+    assert all(frame["column"] > 0 for frame in innermost)
+    assert frames[len(CHAIN)]["function"] == "main"
+    plain = json.loads(printed(crash, "--json", "--no-inlines"))["threads"][0]["frames"]
+    assert [f["pc"] for f in plain] == [f["pc"] for f in frames if not f["inline"]]
+
+
+def test_text_has_a_line_for_each_and_numbers_frames(crash: Path) -> None:
+    text = printed(crash, "--source", "--inlines")
+    places = re.findall(
+        r"0x[0-9a-f]+ (.*?)(?: \[inlined\]|\+0x\w+ \(program\)) at (.*):(\d+):\d+", text
+    )
+    assert told((f, file, int(line)) for f, file, line in places[: len(CHAIN)]) == WANTED
+    assert text.count("[inlined]") >= 3
+    numbers = [int(number) for number in re.findall(r"^#(\d+) ", text, re.M)]
+    assert numbers == list(range(len(numbers)))
+    assert "\n    0x" in text
+
+
+def test_lines_of_code_are_printed(crash: Path) -> None:
+    text = printed(crash, "-i", "--source-lines")
+    lines = text.splitlines()
+    code = [lines[n + 1].strip() for n, line in enumerate(lines) if f"at {PROGRAM}:" in line]
+    assert [CHAIN[n][1] in code[n] for n in range(len(CHAIN))] == [True] * 4
+
+
+def test_without_inlines_the_place_is_where_the_pc_is(crash: Path) -> None:
+    first = next(line for line in printed(crash, "-s", "--no-inlines").splitlines() if "#0" in line)
+    line = int(re.findall(r":(\d+):\d+$", first)[0])
+    assert "shop::run(int)" in first
+    assert CHAIN[0][1] in PROGRAM.read_text().splitlines()[line - 1]
+
+
+def test_both_symbolizers_agree(crash: Path, tmp_path: Path) -> None:
+    pytest.importorskip("symbolic")
+    environment = {"XDG_CACHE_HOME": str(tmp_path)}
+    texts = []
+    for name in ("built-in", "symbolic", "symbolic"):
+        options = ("-m", "unwind.cli.core", "-s", "-i", "--symbolizer", name, crash / "core")
+        done = python(*options, **environment)
+        assert (done.returncode, done.stderr) == (0, "")
+        texts.append(re.sub(r"(:\d+):\d+$", r"\1", done.stdout, flags=re.M))
+    built_in, cold, warm = (re.sub(r"\./csu/\S*/", "", text) for text in texts)
+    assert _own(built_in) == _own(cold) == _own(warm)
+    kept = list((tmp_path / "unwind/symcache").iterdir())
+    assert kept and all(path.stat().st_mode & 0o777 == 0o600 for path in kept)
+    for path in kept:  # damaged ones are made anew
+        path.write_bytes(b"SYMC" + path.read_bytes()[4:100])
+    done = python(
+        "-m",
+        "unwind.cli.core",
+        "-s",
+        "-i",
+        "--symbolizer",
+        "symbolic",
+        crash / "core",
+        **environment,
+    )
+    assert done.stdout == warm_text(texts, done.stdout)
+
+
+def warm_text(texts: list[str], now: str) -> str:
+    """What was printed with a sound cache, in the words of `now`, which has no columns either."""
+    return texts[2] if re.sub(r"(:\d+):\d+$", r"\1", now, flags=re.M) == texts[2] else ""
+
+
+def _own(text: str) -> list[str]:
+    """The lines about the program's own functions."""
+    return [line for line in text.splitlines() if str(PROGRAM) in line]
+
+
+def profile_of(crash: Path) -> Profile:
+    with Files() as files, TRANSPORT.open(str(crash / "core"), files) as source:
+        names = Names(DebugSymbolizer(files), inlines=True)
+        counts = Counts("crash", "samples", Sites(names.name))
+        unwinder = Unwinder(source.arch)
+        for snapshot in source.snapshots():
+            thread = Thread(snapshot.pid, snapshot.tid, snapshot.name)
+            table = counts.table(snapshot.space, thread)
+            counts.add_stack(table, unwinder.unwind(snapshot), 1)
+        return counts.profile()
+
+
+def test_folded_stacks_have_inlined_functions_in_their_place(crash: Path) -> None:
+    [line] = folded(profile_of(crash))
+    names = [base(name) for name in line.rpartition(" ")[0].split(";")]
+    assert names[-4:] == [function for function, _ in reversed(CHAIN)]
+    assert names[-5] == "main"
+
+
+def test_pictures_mark_inlined_functions(crash: Path) -> None:
+    found = columns(profile_of(crash))
+    marked = {base(name) for name, _, _, flags in found.functions if flags & INLINED}
+    assert marked >= {function for function, _ in CHAIN[:3]}
+    assert "shop::run(int)" not in marked
