@@ -11,6 +11,7 @@ import gzip
 import lzma
 import os
 import resource
+import struct
 import time
 import tracemalloc
 from collections.abc import Callable, Iterable
@@ -23,12 +24,15 @@ from hypothesis import strategies as st
 
 from tests.debug_files import asked, debug_areas, debug_files, lines_of
 from tests.recordings import shipped
+from unwind.advice import advice
+from unwind.debug_links import alternate_of, debug_link_of, supplement_of
+from unwind.debuginfod.assembled import with_debug_frame, with_eh_frame
 from unwind.disassembly import disassembler
 from unwind.dwarf.cfi import Fde, FrameSection
 from unwind.dwarf.eh_frame_hdr import SearchTable
 from unwind.dwarf.expression import describe, evaluate
 from unwind.dwarf.rows import row_at, rows
-from unwind.elf import Elf
+from unwind.elf import SHT, Elf
 from unwind.emulate import emulate
 from unwind.errors import UnsupportedArchitecture, UnwindError
 from unwind.fast import FastUnwinder
@@ -36,8 +40,10 @@ from unwind.files import Files
 from unwind.frames import End
 from unwind.image import Image
 from unwind.memory import Span
+from unwind.modules import Module
 from unwind.pdr import Procedures
 from unwind.perf.jit import JitMaps
+from unwind.perf.jitdump import jit_symbols
 from unwind.places import Places
 from unwind.protocols import ByteOrder
 from unwind.registry import architecture
@@ -50,6 +56,7 @@ from unwind.symbols.table import TableSymbolizer
 from unwind.testing.cores import core_files, damaged_core_files
 from unwind.testing.damaged import damaged
 from unwind.testing.dialects import DIALECTS
+from unwind.testing.elf_files import Sect, make_elf
 from unwind.testing.elves import damaged_elf_files, elf_areas, elf_files
 from unwind.testing.images import image
 from unwind.testing.programs import expressions
@@ -289,6 +296,48 @@ def _pdr(data: bytes) -> None:
                 _each([functools.partial(found.end, procedure)])
 
 
+def _jitdump(data: bytes) -> None:
+    """A dump of code that a process has made, or its map."""
+    _each([functools.partial(jit_symbols, data)])
+    handle = os.memfd_create("map")
+    try:
+        os.write(handle, data)
+        maps = JitMaps(f"/proc/self/fd/{handle}")
+        for address in (0, 0x1000, 0x1004, 0x5000, 1 << 63):
+            maps.find(7, address)
+    finally:
+        os.close(handle)
+
+
+def _links(data: bytes) -> None:
+    """A file that says in which others its debug info lies, and of what package it is."""
+    elf = Elf(data)
+    module = Module("/x", 0, ((0, 4096),), Image(elf))
+    _each(
+        [
+            functools.partial(debug_link_of, elf),
+            functools.partial(alternate_of, elf),
+            functools.partial(supplement_of, elf),
+            functools.partial(advice, module, 1, root=_empty()),
+        ]
+    )
+
+
+def _fetched(data: bytes) -> None:
+    """Sections that a server sent of a program: .eh_frame_hdr up to a mark, .eh_frame behind it."""
+    program = Elf(shipped()["program"])
+    header, _, eh_frame = data.partition(_MARK)
+    made = functools.partial(with_eh_frame, program, header, eh_frame)
+    others = functools.partial(with_debug_frame, program, data)
+    for make in (made, others):
+        try:
+            image = Image(Elf(make()))
+        except UnwindError:
+            continue
+        for section in image.frame_sections:
+            _each(functools.partial(section.find, vaddr) for vaddr in (0x1040, 0x1200, 1 << 40))
+
+
 def _remote(data: bytes) -> None:
     """What a stub of the GDB protocol says: a packet, or one of its documents."""
     _each(
@@ -369,6 +418,42 @@ def _recorded(core: bytes) -> bytes:
         return bytes(load(str(made)).data)
 
 
+_MARK = b"\0between two sections\0"
+
+
+def _sent() -> bytes:
+    """What a good server sends of the program that the recordings are of."""
+    program = Elf(shipped()["program"])
+    pieces = [program.section(name) for name in (".eh_frame_hdr", ".eh_frame")]
+    return _MARK.join(bytes(program.data(section)) for section in pieces if section is not None)
+
+
+def _linking() -> list[bytes]:
+    """Files with each of the sections that lead to others, and with a note of their package."""
+    said = b'{"type":"deb","name":"hello"}\0'
+    note = struct.pack("<III4s", 4, len(said), 0xCAFE1A7E, b"FDO\0") + said
+    contents = {
+        ".gnu_debuglink": b"lib.debug\0\0\0\x12\x34\x56\x78",
+        ".gnu_debugaltlink": b"../x.debug\0" + bytes(range(20)),
+        ".debug_sup": b"\5\0\0x.debug\0\4abcd",
+        ".note.package": note,
+    }
+    return [
+        make_elf(sections=[Sect(name, SHT.NOTE if name[:2] == ".n" else SHT.PROGBITS, data)])
+        for name, data in contents.items()
+    ]
+
+
+def _dump() -> bytes:
+    """A dump of two functions, one of which moved."""
+    pack = struct.pack
+    code = pack("<IIQQQQ", 7, 7, 0x1000, 0x1000, 16, 1) + b"one\0" + bytes(16)
+    moved = pack("<IIQQQQQ", 7, 7, 0x5000, 0x1000, 0x5000, 16, 1)
+    records = [(0, code), (2, bytes(16)), (1, moved), (3, b"")]
+    head = pack("<IIIIIIQQ", 0x4A695444, 1, 40, 62, 0, 7, 0, 0)
+    return head + b"".join(pack("<IIQ", n, 16 + len(body), 0) + body for n, body in records)
+
+
 _DOCUMENTS = st.sampled_from(
     [
         b'<target><architecture>aarch64</architecture><xi:include href="core.xml"/>'
@@ -390,6 +475,11 @@ ENTRY_POINTS = {
         EntryPoint("pdr", _pdr, st.binary(max_size=200)),
         EntryPoint("code", _code, st.binary(max_size=300)),
         EntryPoint("remote", _remote, damaged(_DOCUMENTS)),
+        EntryPoint(
+            "jitdump", _jitdump, damaged(st.sampled_from([_dump(), b"1000 10 f\n20 8 g\n"]))
+        ),
+        EntryPoint("links", _links, damaged(st.sampled_from(_linking()), elf_areas)),
+        EntryPoint("fetched", _fetched, damaged(st.just(_sent()))),
         EntryPoint("packed", _packed, damaged(_PACKED)),
         EntryPoint("elf", _elf, elf_files().map(lambda made: made.data) | damaged_elf_files()),
         EntryPoint(

@@ -7,6 +7,8 @@ ten are fetched that are on its stacks.
 
 from __future__ import annotations
 
+import os
+
 from unwind.debuginfod.assembled import with_debug_frame, with_eh_frame
 from unwind.elf import Elf
 from unwind.errors import FormatError
@@ -129,6 +131,6 @@ class Mender:
             return b""
         try:
             with open(path, "rb") as file:
-                return file.read(_MOST_SECTION)
+                return file.read(min(os.fstat(file.fileno()).st_size, _MOST_SECTION))
         except OSError:
             return b""

@@ -103,8 +103,9 @@ def _contents(path: str) -> bytes:
     try:
         handle = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC)
         with open(handle, "rb") as file:
-            if S_ISREG(os.fstat(handle).st_mode):
-                return file.read(_MOST_BYTES)
+            status = os.fstat(handle)
+            if S_ISREG(status.st_mode):  # `read` makes room for all that it is asked for
+                return file.read(min(status.st_size, _MOST_BYTES))
     except (OSError, ValueError):
         pass
     return b""
