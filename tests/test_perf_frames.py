@@ -95,7 +95,8 @@ def test_a_stream_has_the_frames_of_a_file(place: Path, tmp_path: Path) -> None:
 def test_a_small_copy_of_the_stack_cuts_stacks_short(place: Path, tmp_path: Path) -> None:
     found = pairs(record(tmp_path / "perf.data", place / PROGRAM, "400", dump=512), least=50)
     assert_same(found)
-    cut = [difference(mine, its) in CUT for mine, its in found]
+    # Where ours end for want of memory perf's may, or go on for a bogus frame.
+    cut = [mine.end == End.MEMORY_FAULT or difference(mine, its) in CUT for mine, its in found]
     assert sum(cut) > len(found) / 4
     for (mine, its), short in zip(found, cut, strict=True):
         assert short or (mine.frames == its.frames and mine.end == End.OUTERMOST)

@@ -82,7 +82,10 @@ def test_every_stack_of_thousands_is_the_recorded_one(
         waiting(program, str(record), *map(str, (threads, events, DEPTH, rate))) as process,
         Files() as files,
         TRANSPORT.open(
-            f"{program}:mark", files, RingOptions(pid=process.pid, stack_size=1 << 14)
+            # There is room for all of them, however slow this machine is at the moment.
+            f"{program}:mark",
+            files,
+            RingOptions(pid=process.pid, stack_size=1 << 14, ring_size=1 << 28),
         ) as source,
     ):
         unwinder = Unwinder(source.arch)
