@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import signal
@@ -16,7 +17,7 @@ import pytest
 
 from tests.crashes import compile_c
 from tests.events import need_bpf
-from tests.support import ROOT, as_nobody, need, python
+from tests.support import ROOT, as_nobody, need, python, validate
 from unwind.bpf.objects import built_in
 from unwind.errors import SourceError
 from unwind.events.points import has_kprobes
@@ -129,6 +130,39 @@ def test_quiet_prints_the_counts_alone() -> None:
     assert process.returncode == 0
     assert "[event]" not in printed
     assert counts(printed)["complete"] >= 10
+
+
+@pytest.mark.usefixtures("bpf")
+def test_events_are_recorded_and_replayed_to_the_bit(tmp_path: Path) -> None:
+    file = tmp_path / "events.unwind"
+    with watching(
+        *("--symbol", "do_exit", "--duration", "60", "--json", "--record", str(file))
+    ) as process:
+        attached(process)
+        children = [subprocess.Popen(["/bin/true"]) for _ in range(5)]
+        for child in children:
+            assert child.wait() == 0
+        process.send_signal(signal.SIGINT)
+        printed, said = process.communicate(timeout=60)
+    assert process.returncode == 0, said
+    whole = json.loads(printed)
+    validate(whole)
+    done = python("-m", "unwind.cli.core", "--json", file)
+    assert done.returncode == 0, done.stderr
+    alone = json.loads(done.stdout)
+    assert whole["source"].pop("kind") == "ringbuf"
+    assert alone["source"].pop("kind") == "snapshot"
+    assert whole["source"].pop("path")
+    assert alone["source"].pop("path") == str(file)
+    assert whole == alone
+    ours = [thread for thread in whole["threads"] if thread["pid"] in {c.pid for c in children}]
+    assert len(ours) == 5
+    for thread in ours:
+        assert thread["end"] == {"reason": "outermost"}
+        assert {"exit", "__libc_start_main"} <= {frame["function"] for frame in thread["frames"]}
+        assert thread["event"]
+        assert thread["time"] > 0
+    assert re.search(r"^events: \d+$", said, re.M)
 
 
 @pytest.mark.usefixtures("bpf")

@@ -6,7 +6,12 @@ import sys
 
 from unwind.cli.plumbing import Command, add_common_options, warn
 from unwind.cli.profiles import add_format_options
-from unwind.cli.stacks import add_file_options, add_walk_options, files_of
+from unwind.cli.stacks import (
+    add_file_options,
+    add_record_options,
+    add_walk_options,
+    files_of,
+)
 from unwind.errors import SourceError
 
 __all__ = ["main", "parser", "program"]
@@ -61,6 +66,7 @@ def _declare(parser: Parser) -> None:
     add_format_options(parser)
     add_file_options(parser)
     add_walk_options(parser)
+    add_record_options(parser)
     add_common_options(parser)
 
 
@@ -162,7 +168,10 @@ def _declare_leaks(parser: Parser) -> None:
         help="the kernel has room for so many outstanding allocations (1048576, of 100 bytes each)",
     )
     group.add_argument(
-        "--json", action="store_true", help="one JSON document a report, a line each"
+        "--json",
+        action="store_true",
+        help="one JSON document a report, a line each (unwind-leaks/1); "
+        "of events one at the end (unwind-stack/1)",
     )
     group.add_argument("--output", metavar="FILE", help="write there [standard output]")
 
@@ -178,6 +187,8 @@ def _command(options: Options) -> int:
             hint="-p PID or -c COMMAND: what is not freed; "
             "--symbol PLACE, or --bpf FILE: the stack at each event",
         )
+    if options.record is not None and not is_events:
+        raise SourceError("--record keeps the stacks of events: --symbol or --bpf")
     if options.command is not None and (is_events or options.pid is not None):
         raise SourceError("-c begins the process whose allocations are watched, and no other")
     try:

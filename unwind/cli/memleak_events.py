@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 
 from unwind.cli.plumbing import warn
-from unwind.cli.stacks import sources_of
+from unwind.cli.stacks import sources_of, write_record
 
 __all__ = ["EventReport"]
 
@@ -16,10 +16,12 @@ if TYPE_CHECKING:
     from unwind.cli.options import Options
     from unwind.events.event import Event
     from unwind.frames import Stack
+    from unwind.snapshot import Snapshot
     from unwind.transports.ring_buffer import RingBufferSource
 
 _PROG = "unwind-memleak"
 _SECONDS = 10.0
+_MOST_KEPT = 10_000  # events, each of which has a copy of a stack
 
 
 class EventReport:
@@ -36,6 +38,8 @@ class EventReport:
         self.unwinder = Unwinder(source.arch, sources, options.max_frames or DEFAULT_LIMIT)
         self.fast = FastUnwinder(self.unwinder)
         self.names = Names(TableSymbolizer())
+        self.kept: list[tuple[Snapshot, Stack]] = []
+        self.missed = 0  # events that there was no room to keep
         self.ends: dict[str, int] = {}
         self.odd: dict[str, int] = {}  # events without a stack to unwind, by what they are
 
@@ -51,7 +55,8 @@ class EventReport:
         for name, problem in self.names.problems.items():
             warn(_PROG, f"{name}: no symbols: {problem}")
         for line in self._counts(complete):
-            print(line)
+            print(line, file=sys.stderr if self.options.json else sys.stdout)
+        self._write()
         return 1 if self.options.strict and self.ends else 0
 
     def _event(self, event: Event) -> None:
@@ -62,7 +67,7 @@ class EventReport:
         head = event_line(event.pid, event.comm, pc, event.cookie, kind)
         if kind:
             self.odd[kind] = self.odd.get(kind, 0) + 1
-            if not self.options.quiet:
+            if not (self.options.quiet or self.options.json):
                 print(head)
             return
         before = len(self.source.warnings)
@@ -71,12 +76,35 @@ class EventReport:
             sys.stdout.flush()
             print(f"[warn] {warning}", file=sys.stderr)
         del self.source.warnings[before:]
-        if self.options.quiet:
+        if self.options.quiet and not self._keeps:
             self._count(self.fast.trace(snapshot).end)
             return
         stack = self.unwinder.unwind(snapshot)
         self._count(stack.end)
-        print("\n".join([head, *self._frames(stack)]))
+        if self._keeps:
+            if len(self.kept) < _MOST_KEPT:
+                self.kept.append((snapshot, stack))
+            else:
+                self.missed += 1
+        if not (self.options.quiet or self.options.json):
+            print("\n".join([head, *self._frames(stack)]))
+
+    @property
+    def _keeps(self) -> bool:
+        return self.options.json or self.options.record is not None
+
+    def _write(self) -> None:
+        """What is made of all events at once: the JSON document, the snapshot file."""
+        options, source = self.options, self.source
+        if self.missed:
+            warn(_PROG, f"the first {_MOST_KEPT} events are kept, {self.missed} are not")
+        if options.json:
+            from unwind.writers.json_document import document, dumps
+
+            modules = {id(m): m for snapshot, _ in self.kept for m in snapshot.space.modules}
+            print(dumps(document(source, modules.values(), self.kept, self.names.name)))
+        if options.record is not None:
+            write_record(options, source, [snapshot for snapshot, _ in self.kept], self.unwinder)
 
     def _frames(self, stack: Stack) -> Iterator[str]:
         from unwind.writers.events import frame_lines

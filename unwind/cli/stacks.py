@@ -22,6 +22,7 @@ __all__ = [
     "files_of",
     "print_stacks",
     "sources_of",
+    "write_record",
 ]
 
 TYPE_CHECKING = False
@@ -36,6 +37,7 @@ if TYPE_CHECKING:
     from unwind.modules import Module
     from unwind.protocols import RowSource
     from unwind.snapshot import RecordedSource, Snapshot, Source
+    from unwind.unwinder import Unwinder
 
 _MOST_ADVICE = 10
 _AT_ONCE = 100  # texts that are put out together: that of one thread is little for a system call
@@ -188,6 +190,27 @@ def sources_of(options: Options, arch: Architecture) -> list[RowSource]:
     return [METHODS[name](arch) for name in names]
 
 
+def write_record(
+    options: Options,
+    source: Source,
+    snapshots: list[Snapshot],
+    unwinder: Unwinder,
+    judge: Unwinder | None = None,
+) -> None:
+    """Keep what these stacks take in the file of --record; with `judge` what cross-checks take."""
+    from unwind.recording import record
+    from unwind.writers.snapshot_file import contents, packed
+
+    made = record(
+        source,
+        snapshots,
+        unwinder=unwinder,
+        judge=judge,
+        with_modules=options.with_modules,
+    )
+    _replace(options.record, packed(contents(made)), source.path)
+
+
 class _Report:
     """One run of a command over one opened source."""
 
@@ -219,7 +242,8 @@ class _Report:
         if not self.options.quiet:
             self._advise()
         if self.options.record is not None:
-            self._record(snapshots)
+            judge = self.judge if self.options.cross_check else None
+            write_record(self.options, self.source, snapshots, self.unwinder, judge)
         return 1 if self.options.strict and not complete else 0
 
     def _chosen(self) -> list[Snapshot]:
@@ -367,20 +391,6 @@ class _Report:
             if text is not None and (said := said + 1) <= _MOST_ADVICE:
                 sys.stdout.flush()
                 print(f"{self.prog}: hint: {escape(text)}", file=sys.stderr)
-
-    def _record(self, snapshots: list[Snapshot]) -> None:
-        """Keep what these stacks take, and with --cross-check what that takes."""
-        from unwind.recording import record
-        from unwind.writers.snapshot_file import contents, packed
-
-        made = record(
-            self.source,
-            snapshots,
-            unwinder=self.unwinder,
-            judge=self.judge if self.options.cross_check else None,
-            with_modules=self.options.with_modules,
-        )
-        _replace(self.options.record, packed(contents(made)), self.source.path)
 
     def _warn(self, text: str) -> None:
         from unwind.writers.escape import escape

@@ -273,7 +273,7 @@ class Probes:
             yield Sites(int.from_bytes(key, order), size, count, events, of == epoch)
 
     def forget(self, site: Sites) -> None:
-        """Take a key away of which nothing is outstanding; its stack is sent when it comes again."""
+        """Take a key away of which nothing is outstanding; its stack is sent if it comes again."""
         self._sites.remove(site.stack.to_bytes(8, self._order))
 
     def totals(self) -> Totals:

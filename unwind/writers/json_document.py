@@ -139,6 +139,8 @@ def _thread(snapshot: Snapshot) -> dict[str, Any]:
         found["time"] = snapshot.time
     if snapshot.event is not None:
         found["event"] = snapshot.event
+    if snapshot.cookie:
+        found["cookie"] = snapshot.cookie
     return found
 
 
