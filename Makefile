@@ -14,7 +14,7 @@ TIME ?= 60
 TEST = .venv-test/bin/python
 SOURCES := $(shell find unwind/ arch transports bpf share -type f ! -name '*.pyc' 2>/dev/null)
 
-.PHONY: help demo bpf test test-kernel test-pictures lint bench bench-perf agreement docs packages clean
+.PHONY: help demo bpf test test-kernel test-pictures lint bench bench-live bench-perf agreement docs packages clean
 .PHONY: oracle oracle-rows oracle-steps oracle-programs oracle-tables oracle-tables-large oracle-damage fuzz
 .DELETE_ON_ERROR:
 
@@ -80,6 +80,10 @@ fuzz: packages .venv-test/ready  ## TIME=60 ARGS="elf core": look for bytes that
 bench: packages .venv-test/ready .venv/ready  ## measure, and write the table of BENCHMARKS.md
 	$(TEST) -m tools.bench $(ARGS)
 	$(TEST) -m tools.bench_perf $(ARGS)
+	$(TEST) -m tools.bench_live $(ARGS)
+
+bench-live: packages .venv-test/ready .venv/ready  ## the part of that which is about unwind-live
+	$(TEST) -m tools.bench_live $(ARGS)
 
 bench-perf: packages .venv-test/ready .venv/ready  ## the part of that which is about unwind-perf
 	$(TEST) -m tools.bench_perf $(ARGS)

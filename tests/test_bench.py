@@ -11,7 +11,7 @@ import pytest
 
 from tests.recordings import our_stacks
 from tests.support import ROOT, cannot, need, python
-from tools import bench, bench_perf
+from tools import bench, bench_live, bench_perf
 from tools.bench_plot import Panel, Series, plot
 
 
@@ -141,3 +141,22 @@ def test_a_program_of_known_cost_is_recorded(tmp_path: Path, source: str) -> Non
     stacks = our_stacks(recorded.path)
     assert len(stacks) == recorded.samples > 20
     assert max(len(stack.frames) for stack in stacks) >= least
+
+
+def test_a_target_notes_for_how_long_it_stood_still(tmp_path: Path) -> None:
+    need("cc")
+    bin = tmp_path / "bin"
+    bin.mkdir()
+    command = bin / "unwind-live"
+    line = f"PYTHONPATH='{ROOT}' exec '{sys.executable}' -m unwind.cli.live \"$@\""
+    command.write_text(f"#!/bin/sh\n{line}\n")
+    command.chmod(0o755)
+    program = bench_live.build(tmp_path)
+    found = bench_live.measure(bench.Interpreter("3.x", bin), program, 3, 1, tmp_path)
+    ours = found["unwind-live"]
+    assert ours.frames > 60
+    assert all(len(figures.gap) == 1 for figures in found.values())
+    [said] = found["unwind-live --explain, of one thread"].said
+    assert 0 < said < 0.5
+    table = bench_live.report({3: found})
+    assert table.count("| 3 |") == len(found)

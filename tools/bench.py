@@ -542,13 +542,13 @@ def _output(*argv: str) -> str:
     return subprocess.run(argv, capture_output=True, text=True).stdout.strip()
 
 
-def write(text: str, page: Path = PAGE) -> None:
+def write(text: str, page: Path = PAGE, markers: tuple[str, str] = (BEGIN, END)) -> None:
     """Put `text` between the markers of `page`."""
-    before, begin, rest = page.read_text().partition(BEGIN)
-    _, end, after = rest.partition(END)
+    before, begin, rest = page.read_text().partition(markers[0])
+    _, end, after = rest.partition(markers[1])
     if not (begin and end):
         raise SystemExit(f"{page} has lost its markers")
-    page.write_text(f"{before}{BEGIN}\n\n{text.strip()}\n\n{END}{after}")
+    page.write_text(f"{before}{begin}\n\n{text.strip()}\n\n{end}{after}")
 
 
 def main() -> None:
