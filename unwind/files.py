@@ -34,6 +34,12 @@ if TYPE_CHECKING:
     Key = tuple[int, int, int, int]
 
 _DEBUG_DIR = "/usr/lib/debug"
+_VMLINUX = (  # where distributions and kernel builds leave it
+    "/usr/lib/debug/boot/vmlinux-{}",
+    "/usr/lib/debug/lib/modules/{}/vmlinux",
+    "/lib/modules/{}/build/vmlinux",
+    "/boot/vmlinux-{}",
+)
 _DELETED = " (deleted)"  # what Linux adds to the path of a file that has no name any more
 _MOST_LINKS = 40  # as Linux allows in one path
 _LOADED = frozenset({ET.EXEC, ET.DYN})
@@ -178,6 +184,25 @@ class Files:
         found = self._first(self._debug_places(image), serves)
         if found is None and build_id is not None and not self.sparing:
             found = self.fetched(build_id, "debuginfo", image.path or image.elf.path)
+        return found
+
+    def kernel(self, build_id: bytes, release: str | None) -> Image | None:
+        """The vmlinux with that build-id, perhaps of the name `release`; servers are asked too."""
+
+        def places() -> Iterator[tuple[Candidate, None]]:
+            for suffix in (".debug", ""):
+                for place in self._by_build_id(build_id, suffix):
+                    yield place, None
+            if release and "/" not in release:
+                for path in _VMLINUX:
+                    yield Candidate(path.format(release), self.root), None
+
+        def serves(found: Image, _data: memoryview, _how: None) -> bool:
+            return found.build_id == build_id
+
+        found = self._first(places(), serves)
+        if found is None and not self.sparing:
+            found = self.fetched(build_id, "debuginfo", f"vmlinux-{release or build_id.hex()}")
         return found
 
     def alternate(self, elf: Elf) -> Elf | None:

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from unwind.perf.jit import JitMaps
     from unwind.perf.kallsyms import Kallsyms
     from unwind.perf.processes import ProcessSpace
+    from unwind.perf.vmlinux import Vmlinux
     from unwind.space import AddressSpace
     from unwind.symbols.names import Names
 
@@ -31,7 +32,7 @@ class Places:
         self,
         names: Names,
         jit: JitMaps,
-        kallsyms: Kallsyms | None = None,
+        kallsyms: Kallsyms | Vmlinux | None = None,
         made: Mapping[int, tuple[int, str]] | None = None,
     ):
         self.names, self.jit, self.kallsyms = names, jit, kallsyms

@@ -40,8 +40,9 @@ def _declare(parser: Parser) -> None:
     group.add_argument(
         "--kallsyms",
         metavar="FILE",
-        help="names of the kernel's functions, as /proc/kallsyms has; `recorded`: those of the "
-        "recorded kernel, if perf kept them in ~/.debug or it is running",
+        help="names of the kernel's functions: a list as /proc/kallsyms has, or a vmlinux; "
+        "`recorded`: of the recorded kernel, as perf kept them in ~/.debug, of the running one, or "
+        "by its vmlinux where that is found",
     )
     group.add_argument(
         "--perf-map",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 
+from unwind.cli.kernel_names import kernel_names
 from unwind.cli.names import names_of
 from unwind.cli.plumbing import Progress, wants_colour, warn
 from unwind.cli.profiles import profile_wanted, write_profiles
@@ -11,7 +12,7 @@ from unwind.cli.stacks import sources_of
 from unwind.errors import SourceError
 from unwind.frames import End
 from unwind.perf.jit import JitMaps
-from unwind.places import KERNEL, Places
+from unwind.places import Places
 from unwind.sampling import Sampler, split_callchain
 from unwind.unwinder import DEFAULT_LIMIT, Unwinder
 
@@ -47,14 +48,7 @@ class Report:
         unwinder = Unwinder(source.arch, sources_of(options, source.arch), limit)
         self.sampler = Sampler(source.snapshot, unwinder, options.max_stack)
         self.names = names_of(options, files, many=True)
-        kallsyms = None
-        if options.kallsyms is not None:
-            from unwind.perf.kallsyms import read_kallsyms, recorded_kallsyms
-
-            path = options.kallsyms
-            if path == "recorded":
-                path = recorded_kallsyms(source.header.build_ids.get(KERNEL))
-            kallsyms = read_kallsyms(path)
+        kallsyms = kernel_names(options, source, files) if options.kallsyms is not None else None
         made = source.processes.kernel_symbols
         self.places = Places(self.names, JitMaps(options.perf_map), kallsyms, made)
         self.is_complete = True

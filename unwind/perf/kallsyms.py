@@ -8,7 +8,7 @@ from struct import Struct, error
 
 from unwind.errors import SourceError
 
-__all__ = ["Kallsyms", "read_kallsyms", "recorded_kallsyms"]
+__all__ = ["Kallsyms", "is_elf", "read_kallsyms", "recorded_kallsyms"]
 
 _CODE = b"tTwWvV"
 _MOST_BYTES = 1 << 28
@@ -60,6 +60,15 @@ def read_kallsyms(path: str) -> Kallsyms:
         hint = "root sees them; others with kptr_restrict=0 and perf_event_paranoid<=1"
         raise SourceError("no kernel symbols with addresses", path, hint if is_hidden else "")
     return Kallsyms(symbols)
+
+
+def is_elf(path: str) -> bool:
+    """Whether a file is rather a kernel itself than a list of its symbols."""
+    try:
+        with open(path, "rb") as file:
+            return file.read(4) == b"\x7fELF"
+    except OSError:
+        return False
 
 
 def recorded_kallsyms(build_id: bytes | None, running: str = "/") -> str:
