@@ -93,6 +93,11 @@ def python(*arguments: str | os.PathLike[str], **options: Any) -> subprocess.Com
     return run(sys.executable, *arguments, **options)
 
 
+def complaints(stderr: str) -> str:
+    """What a command said on standard error, but for what would bring names."""
+    return "".join(line for line in stderr.splitlines(True) if ": hint: no names " not in line)
+
+
 @functools.cache
 def _tree_of_nobody() -> Path:
     """A copy of the package that every user can read: ours may lie in a home that is closed."""

@@ -30,10 +30,12 @@ _PLAIN = frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ01234567
 _APART = {"libc6": "libc6-dbg"}  # whose debug info is in a package of another name
 
 
-def advice(module: Module, frames: int, *, root: str = "", servers: bool = False) -> str | None:
+def advice(
+    module: Module, frames: int, *, root: str | None = "", servers: bool = False
+) -> str | None:
     """What brings names to `frames` frames of the module; None where nothing would.
 
-    `root` is where its distribution lies, `servers` whether servers have been asked.
+    `root` is where its distribution lies, None where that is not here; `servers`: they were asked.
     """
     image = module.image
     if module.name[:1] in ("", "[") or module.name[:2] == "//":
@@ -49,23 +51,25 @@ def advice(module: Module, frames: int, *, root: str = "", servers: bool = False
     return f"{count}: {', or '.join(ways)} ({what})" if ways else f"{count}: its {what} is needed"
 
 
-def package_of(module: Module, root: str = "") -> tuple[str, str] | None:
+def package_of(module: Module, root: str | None = "") -> tuple[str, str] | None:
     """The kind (`deb`, `rpm`, ...) and the name of the package that the module's file is of."""
     found = _noted(module.image) if module.image is not None else None
     if found is not None:
         return found
-    if module.state == State.MISMATCH:
+    if module.state == State.MISMATCH or root is None:
         return None  # there is a package, but what it has now is another file
     name = _in_lists(module.name, root)
     return ("deb", name) if name is not None else None
 
 
-def _ways(module: Module, build_id: str, root: str) -> Iterator[str]:
+def _ways(module: Module, build_id: str, root: str | None) -> Iterator[str]:
     """The commands that install it."""
     kind, name = package_of(module, root) or ("", "")
     if kind == "deb":
         yield f"apt install {_APART.get(name) or f'{name}-dbgsym'}"
-    elif kind == "rpm" or (not kind and os.path.isfile(f"{root}/etc/fedora-release")):
+    elif kind == "rpm" or (
+        not kind and root is not None and os.path.isfile(f"{root}/etc/fedora-release")
+    ):
         # dnf finds the package by the file; one is there for each build-id.
         place = f"/usr/lib/debug/.build-id/{build_id[:2]}/{build_id[2:]}.debug"
         yield f"dnf --enablerepo='*debug*' install {place}"

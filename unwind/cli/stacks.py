@@ -239,11 +239,11 @@ class _Report:
             self._warn(f"{name}: no symbols: {problem}")
         for problem in self.names.damage:
             self._warn(f"no lines: {problem}")
-        if not self.options.quiet:
-            self._advise()
         if self.options.record is not None:
             judge = self.judge if self.options.cross_check else None
             write_record(self.options, self.source, snapshots, self.unwinder, judge)
+        if not self.options.quiet:
+            self._advise()
         return 1 if self.options.strict and not complete else 0
 
     def _chosen(self) -> list[Snapshot]:
@@ -384,7 +384,8 @@ class _Report:
         from unwind.advice import advice
         from unwind.writers.escape import escape
 
-        root = self.options.sysroot or ""
+        # A snapshot may be of another machine, whose packages nobody here knows.
+        root = None if self.source.kind == "snapshot" else self.options.sysroot or ""
         said = 0
         for module, frames in self.names.unnamed.items():
             text = advice(module, frames, root=root, servers=self.options.debuginfod)
