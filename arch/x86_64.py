@@ -107,6 +107,20 @@ _PERF = Layout(
 )
 
 
+# ret, also of old AMD processors, and with what it takes off the stack itself (Intel SDM 2B).
+_RETURNS = b"\xc3", b"\xf3\xc3", b"\xc2"
+
+
+def _leaves(code: bytes) -> bool:
+    """Whether code pops registers, if anything, and returns."""
+    while not code.startswith(_RETURNS):
+        pop = code.removeprefix(b"\x41")  # REX.B
+        if not b"\x58" <= pop[:1] <= b"\x5f":  # pop r64
+            return False
+        code = pop[1:]
+    return True
+
+
 def _follows_call(before: bytes) -> bool:
     """Whether the bytes end in `call rel32` or in any form of the near indirect `call r/m64`.
 
@@ -172,6 +186,7 @@ ARCH = Architecture(
     vendor_opcodes={0x2D: "GNU_window_save"},
     call_window=7,
     follows_call=_follows_call,
+    leaves=_leaves,
     call_target=_call_target,
     red_zone=128,
     stack_alignment=8,

@@ -64,6 +64,26 @@ def test_registers_are_restored_on_the_way() -> None:
     assert [frame.cfa for frame in stack.frames[:2]] == [STACK + 8, STACK + 40]
 
 
+def test_what_an_epilogue_has_popped_is_not_looked_for_below_the_stack() -> None:
+    """gcc's CFI says until the return that rbp is saved, in what nobody has copied any more."""
+    entries = [FDE(0x1000, 0x100, [offset(RBP, 2), offset(12, 3), offset(RBX, 4)]), OUTER]
+    for text, popped in (
+        ("c3", True),
+        ("f3c3", True),
+        ("c20800", True),
+        ("5b5d415cc3", True),
+        ("90c3", False),
+        ("5b90c3", False),
+        ("415090", False),
+        ("", False),
+    ):
+        code = {0x1000: bytes.fromhex(text)}
+        world = World(entries, code, stack=(IN_OUTER,), registers={RBP: 0xB, 12: 0xC})
+        registers = unwind(world.snapshot()).frames[1].registers
+        assert (registers.get(RBP) == 0xB) == (registers.get(12) == 0xC) == popped, text
+        assert RBX not in registers
+
+
 def test_a_return_address_behind_its_function_belongs_to_the_call() -> None:
     """A noreturn call is the last instruction: what follows it is another function."""
     other = FDE(0x1200, 0x100, [def_cfa_offset(8000)])

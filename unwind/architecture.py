@@ -107,6 +107,9 @@ class Architecture(Value):
     call_target: Callable[[bytes, int], int | None] = _no_target
     # Does the delay slot of a call, the bytes before a return address, move the stack pointer?
     slot_moves_stack: Callable[[bytes], bool] | None = None
+    # Does some code give back what is saved and return, and nothing else? Of an architecture where
+    # compilers leave out of the CFI what that gives back.
+    leaves: Callable[[bytes], bool] | None = None
     red_zone: int = 0  # bytes below sp that belong to the frame
     stack_alignment: int = 1  # of the CFA
     code_alignment: int = 1  # of the instructions, where none can run at another pc

@@ -40,6 +40,8 @@ _WIPED = 128
 # And so far above it a return address is looked for, which tells the same.
 _SEARCHED = 65536
 
+_LONGEST_EPILOGUE = 16  # bytes: six registers popped, and a return
+
 
 class Step(Value):
     """A step from one frame to its caller: by which row, of which trust, what was refused first."""
@@ -159,6 +161,8 @@ class Unwinder:
                     return _stopped_by(error, place, row, trust, tuple(refused))
                 refused.append((trust, NoRow(str(error))))
                 continue
+            if not place.called and trust == Trust.CFI:
+                caller = self._with_popped(place, row, caller)
             verdict = self._judge(place, row, trust, caller)
             if isinstance(verdict, NoRow):
                 refused.append((trust, verdict))
@@ -170,6 +174,29 @@ class Unwinder:
         if helpless is not None:
             return _stopped_by(helpless[0], place, *helpless[1:], tuple(refused))
         return _no_row(place, tuple(refused))
+
+    def _with_popped(self, place: Place, row: Row, caller: Caller) -> Caller:
+        """The caller with the registers that are back already, since an epilogue has popped them.
+
+        gcc's CFI for x86_64 does not say so: it leads to slots below the stack, which what has
+        copied the stack (perf) did not copy.
+        """
+        leaves, sp = self.arch.leaves, place.registers.get(self.arch.sp)
+        if leaves is None or sp is None:
+            return caller
+        popped = {
+            number: place.registers[number]
+            for number, rule in row.rules.items()
+            if isinstance(rule, Offset) and caller.cfa + rule.n < sp
+            if number in place.registers and number not in caller.registers
+        }
+        try:
+            if not popped or not leaves(place.memory.read(place.pc, _LONGEST_EPILOGUE)):
+                return caller
+        except MemoryFault:
+            return caller
+        registers = Registers({**caller.registers, **popped})
+        return caller.replace(registers=registers)  # type: ignore[no-any-return]
 
     def _is_new(self, place: Place) -> bool:
         """Whether the thread, or the process, was made by clone() just now, on a stack of its own.
