@@ -125,7 +125,8 @@ def test_both_symbolizers_agree(crash: Path, tmp_path: Path) -> None:
     built_in, cold, warm = (re.sub(r"\./csu/\S*/", "", text) for text in texts)
     assert _own(built_in) == _own(cold) == _own(warm)
     kept = list((tmp_path / "unwind/symcache").iterdir())
-    assert kept and all(path.stat().st_mode & 0o777 == 0o600 for path in kept)
+    assert kept
+    assert all(path.stat().st_mode & 0o777 == 0o600 for path in kept)
     for path in kept:  # damaged ones are made anew
         path.write_bytes(b"SYMC" + path.read_bytes()[4:100])
     done = python(
@@ -175,3 +176,27 @@ def test_pictures_mark_inlined_functions(crash: Path) -> None:
     marked = {base(name) for name, _, _, flags in found.functions if flags & INLINED}
     assert marked >= {function for function, _ in CHAIN[:3]}
     assert "shop::run(int)" not in marked
+
+
+def test_what_is_cheap_is_told_without_being_asked_for(crash: Path) -> None:
+    assert _own(printed(crash)) == _own(printed(crash, "-s", "-i"))
+    assert printed(crash).count("[inlined]") == 3
+    assert "[inlined]" not in printed(crash, "--no-inlines")
+    assert f" at {PROGRAM}:" in printed(crash, "--no-inlines")
+    assert f" at {PROGRAM}:" not in printed(crash, "--symbolizer", "symbols")
+
+
+def test_what_has_to_be_unpacked_is_not_cheap(crash: Path, tmp_path: Path) -> None:
+    need("objcopy")
+    packed = tmp_path / "program"
+    command = ["objcopy", "--compress-debug-sections=zlib", str(crash / "program"), str(packed)]
+    assert os.spawnlp(os.P_WAIT, "objcopy", *command) == 0
+    assert "[inlined]" not in printed(crash, "-e", str(packed))
+    assert _own(printed(crash, "-s", "-i", "-e", str(packed))) == _own(printed(crash, "-s", "-i"))
+
+
+def test_names_stay_mangled_where_that_is_wanted(crash: Path) -> None:
+    [thread] = json.loads(printed(crash, "--json", "--no-demangle"))["threads"]
+    names = [frame["function"] for frame in thread["frames"]]
+    assert "_ZN4shop3runEi" in names
+    assert all(f["function"] == f["symbol"] for f in thread["frames"])

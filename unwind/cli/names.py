@@ -25,7 +25,8 @@ def add_name_options(parser: Parser, letters: bool = True) -> None:
         *(["-s"] if letters else []),
         "--source",
         action="store_true",
-        help="where each frame is in source: file:line:column",
+        help="where each frame is in source: file:line:column; of stacks, small debug info is read "
+        "without being asked for",
     )
     group.add_argument(
         *(["-i"] if letters else []),
@@ -65,11 +66,26 @@ def names_of(options: Options, files: Files | None = None, many: bool = False) -
     if options.inlines and options.no_inlines:
         raise SourceError("--inlines and --no-inlines: one of them, please")
     source = options.source or options.source_lines
+    if not source and not options.inlines and not many and options.symbolizer == "auto":
+        return _cheap_names(options, files)
     which = options.symbolizer if source or options.inlines else "symbols"
     return Names(
         symbolizer_of(which, files, many),
         source=source,
         inlines=options.inlines,
+        demangled=not options.no_demangle,
+    )
+
+
+def _cheap_names(options: Options, files: Files | None) -> Names:
+    """Where nobody has asked for places in source: those that cost next to nothing."""
+    from unwind.symbols.debug_info import DebugSymbolizer
+    from unwind.symbols.names import Names
+
+    return Names(
+        DebugSymbolizer(files, cheap=True),
+        source=True,
+        inlines=not options.no_inlines,
         demangled=not options.no_demangle,
     )
 

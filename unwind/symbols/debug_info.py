@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from unwind.elf import SHF
 from unwind.symbols.table import TableSymbolizer
 
 __all__ = ["DebugSymbolizer", "debug_info_of"]
@@ -14,17 +15,22 @@ if TYPE_CHECKING:
     from unwind.lines.lookup import Lines, Location
     from unwind.lines.units import Unit
 
+# Bytes of .debug_info and .debug_line. All units of so much are read in 0.1 s, those of a stack in
+# some milliseconds; most programs of one's own have less, libraries with debug info more.
+_CHEAP = 1 << 18
+
 
 class DebugSymbolizer(TableSymbolizer):
     """Names places by symbol tables, and tells their lines by the debug info of their image.
 
     That is in the image itself or in its separate debug file; `files` finds what these lead to.
-    An image is read when a place in it is asked for, one unit of it at a time.
+    An image is read when a place in it is asked for, one unit of it at a time. With `cheap` only
+    small debug info is looked at, that nobody has to search or to unpack.
     """
 
-    def __init__(self, files: Files | None = None):
+    def __init__(self, files: Files | None = None, cheap: bool = False):
         super().__init__()
-        self._files = files
+        self._files, self._cheap = files, cheap
         self._lines: dict[Image, Lines | None] = {}
 
     def locations(self, image: Image, vaddr: int) -> tuple[Location, ...]:
@@ -33,7 +39,8 @@ class DebugSymbolizer(TableSymbolizer):
         () where the image has no debug info of it.
         """
         if image not in self._lines:
-            self._lines[image] = self._opened(image)
+            wanted = not self._cheap or _is_cheap(image.elf)
+            self._lines[image] = self._opened(image) if wanted else None
         lines = self._lines[image]
         return lines.at(vaddr) if lines is not None else ()
 
@@ -52,6 +59,21 @@ class DebugSymbolizer(TableSymbolizer):
         if files is None:
             return Lines(elf)
         return Lines(elf, lambda: files.alternate(elf), _Split(files, image, owner))
+
+
+def _is_cheap(elf: Elf) -> bool:
+    """Whether an image has so little debug info itself that nobody minds if it is read."""
+    found = [elf.section(name) for name in (".debug_info", ".debug_line")]
+    sizes = [section.size for section in found if section is not None]
+    return (
+        len(sizes) == 2
+        and sum(sizes) <= _CHEAP
+        and not any(
+            section.flags & SHF.COMPRESSED or section.name.startswith(".z")
+            for section in found
+            if section is not None
+        )
+    )
 
 
 def debug_info_of(image: Image) -> Image | None:
