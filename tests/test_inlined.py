@@ -198,5 +198,5 @@ def test_what_has_to_be_unpacked_is_not_cheap(crash: Path, tmp_path: Path) -> No
 def test_names_stay_mangled_where_that_is_wanted(crash: Path) -> None:
     [thread] = json.loads(printed(crash, "--json", "--no-demangle"))["threads"]
     names = [frame["function"] for frame in thread["frames"]]
-    assert "_ZN4shop3runEi" in names
+    assert any(name.startswith("_ZN4shop3runEi") for name in names)
     assert all(f["function"] == f["symbol"] for f in thread["frames"])
