@@ -19,6 +19,7 @@ from urllib.request import urlopen
 import pytest
 
 from tests.cores import shared_object
+from tests.recordings import shipped
 from tests.support import need, python, run
 from tests.test_debug_files import built, identity, opened, tool
 from unwind.debuginfod.cache import Cache, cache_directory
@@ -552,6 +553,54 @@ def test_debug_info_for_names_comes_from_a_server(tmp_path: Path) -> None:
         sparing = Files(servers=client(tmp_path / "other", server.url), sparing=True)
         assert not opened(program, sparing).symbols.named("answer")
         assert len(server.asked) == 1
+
+
+def shop(*files: bytes) -> Callable[[Handler], None]:
+    """Answers with the whole of programs, by their build-ids."""
+    known = {(Elf(data).build_id or b"").hex(): data for data in files}
+
+    def answer(handler: Handler) -> None:
+        build_id, kind = handler.path.split("/")[2:4]
+        data = known.get(build_id) if kind == "executable" else None
+        handler.give(data or b"", 200 if data else 404)
+
+    return answer
+
+
+@pytest.mark.parametrize("option", ["--debuginfod", "--debuginfod=auto"])
+def test_a_recording_is_walked_with_files_of_a_server(
+    example: Path, tmp_path: Path, option: str
+) -> None:
+    recording = tmp_path / "perf.data"
+    recording.write_bytes(shipped()["fields.data"])
+    root = tmp_path / "root"
+    libc = (example / "usr/lib/x86_64-linux-gnu/libc.so.6").read_bytes()
+    for name, data in (
+        ("tmp/burn/program", shipped()["program"]),
+        ("usr/lib/x86_64-linux-gnu/libc.so.6", libc),
+    ):
+        (root / name).parent.mkdir(parents=True)
+        (root / name).write_bytes(data)
+    command = ("-m", "unwind.cli.perf", str(recording), "--script")
+    whole = python(*command, "--sysroot", str(root))
+    (tmp_path / "empty").mkdir()
+    bare = (*command, "--sysroot", str(tmp_path / "empty"))
+    assert "qsort_r" in whole.stdout
+    assert "qsort_r" not in python(*bare).stdout
+    with Server(shop(shipped()["program"], libc)) as server:
+        fetched = python(
+            *bare,
+            option,
+            "--debuginfod-http",
+            DEBUGINFOD_URLS=server.url,
+            DEBUGINFOD_CACHE_PATH=str(tmp_path / "cache"),
+            no_proxy="127.0.0.1",
+        )
+        asked = set(server.asked)
+    assert fetched.stdout == whole.stdout
+    debug = {path for path in asked if path.endswith("debuginfo")}
+    assert len(asked - debug) == 2
+    assert python("-m", "unwind.cli.perf", "-", option).returncode == 2
 
 
 def test_the_plain_command_loads_nothing_of_it(example: Path) -> None:

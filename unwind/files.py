@@ -97,7 +97,8 @@ class Files:
     `sysroot`. `debug_dirs` hold `.build-id/xx/yyyy`, of binaries and of `.debug` files, besides
     /usr/lib/debug. `progress` is called with the bytes done and the bytes in all (None:
     unknown) while a compressed source is unpacked. `servers` are asked for what no place has;
-    `sparing`: not for names, only by who mends a stack that was cut.
+    `sparing`: of all modules only for those in `cut`, in which a stack was, and whose build-ids
+    are put there.
 
     Images are shared by all who ask for the same file, for as long as somebody uses them.
     """
@@ -121,6 +122,7 @@ class Files:
         self.progress = progress
         self.servers = servers
         self.sparing = sparing
+        self.cut: set[bytes] = set()
         self.warnings: list[str] = []
         self.main_wanted = False  # somebody has asked for the main program's file
         self._images: dict[Key, tuple[ref[Image], memoryview]] = {}
@@ -182,7 +184,7 @@ class Files:
             return found.build_id == build_id if crc is None else _crc32(data) == crc
 
         found = self._first(self._debug_places(image), serves)
-        if found is None and build_id is not None and not self.sparing:
+        if found is None and build_id is not None and self.may_ask(build_id):
             found = self.fetched(build_id, "debuginfo", image.path or image.elf.path)
         return found
 
@@ -201,7 +203,7 @@ class Files:
             return found.build_id == build_id
 
         found = self._first(places(), serves)
-        if found is None and not self.sparing:
+        if found is None and self.may_ask(build_id):
             found = self.fetched(build_id, "debuginfo", f"vmlinux-{release or build_id.hex()}")
         return found
 
@@ -221,7 +223,7 @@ class Files:
             return said is not None and said[0] and said[2] == link.checksum
 
         found = self._first(self._alternate_places(elf, link), serves)
-        if found is None and link.build_id is not None and not self.sparing:
+        if found is None and link.build_id is not None and self.may_ask(link.build_id):
             found = self.fetched(link.build_id, "debuginfo", link.path)
         return found.elf if found is not None else None
 
@@ -240,6 +242,10 @@ class Files:
         """
         found = self._first(self._unit_places(image, name, comp_dir), _any)
         return found.elf if found is not None else None
+
+    def may_ask(self, build_id: bytes) -> bool:
+        """Whether servers may be asked for a module without further ado."""
+        return self.servers is not None and (not self.sparing or build_id in self.cut)
 
     def fetched(self, build_id: bytes, kind: str, name: str) -> Image | None:
         """What the servers have with that build-id: kind `executable` or `debuginfo`.

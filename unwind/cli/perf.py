@@ -7,6 +7,7 @@ import sys
 from unwind.cli.names import add_name_options
 from unwind.cli.plumbing import Command, Progress, add_common_options
 from unwind.cli.profiles import add_profile_options
+from unwind.cli.servers import is_sparing
 from unwind.cli.stacks import add_file_options, add_walk_options, files_of
 
 __all__ = ["main", "nanoseconds", "parser", "program"]
@@ -110,9 +111,14 @@ def _command(options: Options) -> int:
     from unwind.transports.perf_data import TRANSPORT
 
     progress = Progress("reading")
-    with files_of(options, progress) as files, TRANSPORT.open(options.file, files) as source:
-        progress.close()
-        return Report(_PROG, options, source, files).print()
+    with files_of(options, progress) as files:
+        if is_sparing(options):
+            from unwind.cli.perf_cut import allow_cut_modules
+
+            allow_cut_modules(options, files)
+        with TRANSPORT.open(options.file, files) as source:
+            progress.close()
+            return Report(_PROG, options, source, files).print()
 
 
 def _count(text: str) -> int:

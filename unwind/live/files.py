@@ -39,6 +39,7 @@ class OthersFiles(Files):
             sparing=files.sparing,
         )
         self._images = files._images
+        self.cut = files.cut
 
     def _contents(self, handle: int, status: os.stat_result) -> memoryview:
         """As of any file, but a copy of what its owner may cut short while we look at it.

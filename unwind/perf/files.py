@@ -69,7 +69,7 @@ class CodeFiles:
                 return "" if there else f"it has no code at offset {offset:#x}"
 
             found = self.files.image(name, build_id, check=check)
-            if found.image is None and build_id is not None and not self.files.sparing:
+            if found.image is None and build_id is not None and self.files.may_ask(build_id):
                 fetched = self.files.fetched(build_id, "executable", name)
                 if fetched is not None and not check(fetched.elf):
                     found = Found(fetched, fetched.path, State.OK, found.tried)
