@@ -10,7 +10,7 @@ from unwind.dwarf.reader import Encoding, Reader
 from unwind.errors import FormatError
 from unwind.values import Value
 
-__all__ = ["Broken", "Cie", "Fde", "FrameSection", "Terminator"]
+__all__ = ["Broken", "Cie", "Fde", "FrameSection", "Program", "Terminator"]
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -90,6 +90,15 @@ class Fde(Value):
         return reader.pointer(encoding, function=self.start, optional=True)
 
 
+class Program(Value):
+    """What of an FDE tells its rows, [start, end) being as much of its code as is its own."""
+
+    cie: Cie
+    start: int
+    end: int
+    instructions: bytes
+
+
 class Broken(Value):
     """An entry that cannot be used; where its length was good, those behind it still can."""
 
@@ -145,6 +154,7 @@ class FrameSection:
         order = "<" if byteorder == "little" else ">"
         self._u32 = Struct(order + "I").unpack_from
         self._u64 = Struct(order + "Q").unpack_from
+        self._two = Struct(order + "II").unpack_from
         self._shapes: dict[int, _Shape] = {}
         self._refused: dict[int, FormatError] = {}  # CIEs that are broken, and why
         self._broken: set[int] = set()  # FDEs that the index leaves out
@@ -175,6 +185,40 @@ class FrameSection:
         if error is not None and found is not None and found[1] - self.vaddr in self._broken:
             raise error
         return None
+
+    def program(self, vaddr: int) -> Program | None:
+        """The program of the FDE that covers `vaddr`, by the search table, at a third of the price.
+
+        None where only `find` can tell: what is damaged, wide, or written in no usual way. Where
+        another FDE starts within this one, it is the other that counts from there on: `end`.
+        """
+        found = self.search.around(vaddr) if self.search is not None else None
+        if found is None:
+            return None
+        data, size, (start, place, beyond) = self.data, len(self.data), found
+        at = place - self.vaddr
+        if not 0 <= at <= size - 8:
+            return None
+        length, pointer = self._two(data, at)
+        end = at + 4 + length
+        shape = self._shapes.get(at + 4 - pointer)
+        if shape is None or length >= 0xFFFFFFF0 or end > size or not pointer:
+            return None  # the first FDE of a CIE is read with all that is looked at
+        try:
+            first, covered, here = shape.extent(at + 8, end)
+        except FormatError:
+            return None
+        if shape.sized:
+            skipped = data[here] if here < end else 0x80
+            here += 1 + skipped
+            if skipped >= 0x80 or here > end:
+                return None
+        if first != start or not start <= vaddr < start + covered or not self._is_code(start):
+            return None
+        last = start + covered
+        if beyond is not None and beyond < last:
+            last = beyond
+        return Program(shape.cie, start, last, bytes(data[here:end]))
 
     def around(self, vaddr: int) -> tuple[int, int, int] | None:
         """Where the FDE that covers `vaddr` starts and ends, and twice the latter.

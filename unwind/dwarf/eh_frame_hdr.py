@@ -110,14 +110,16 @@ class SearchTable:
         """Whether the table is as linkers write it, of numbers that sort as addresses do."""
         return self._numbers is not None and self.count > 0
 
-    def next(self, vaddr: int) -> int | None:
-        """The first start beyond `vaddr`; None where there is none, or no sorted table."""
+    def around(self, vaddr: int) -> tuple[int, int, int | None] | None:
+        """What `find` gives, and the next start; None where it gives none, or no sorted table."""
         if self._numbers is None:
             return None
         base, numbers = self._numbers
-        starts = numbers[::2]
-        entry = bisect_right(starts, vaddr - base)
-        return starts[entry] + base & self._mask if entry < len(starts) else None
+        entry = 2 * bisect_right(numbers[::2], vaddr - base) - 2
+        if entry < 0:
+            return None
+        beyond = numbers[entry + 2] + base & self._mask if entry + 2 < len(numbers) else None
+        return numbers[entry] + base & self._mask, numbers[entry + 1] + base & self._mask, beyond
 
     def starts(self, low: int, high: int) -> list[int]:
         """The starts in [low, high), as far as the table is sorted."""

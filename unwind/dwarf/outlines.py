@@ -25,9 +25,10 @@ __all__ = [
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from typing import TypeAlias
 
-    from unwind.dwarf.cfi import Cie, Fde
+    from unwind.dwarf.cfi import Cie, Fde, Program
     from unwind.rules import Row
 
     # The CFA's register (ODD: an expression, or nothing) and the offset from there; where from
@@ -55,7 +56,7 @@ def outline(row: Row, fp: int, sp: int) -> Outline:
     return number, offset, _place(row, row.return_address), saved_fp, _place(row, sp)
 
 
-def outlines(fde: Fde, fp: int, sp: int, entry: Outline) -> Outlines | None:
+def outlines(fde: Program | Fde, fp: int, sp: int, entry: Outline) -> Outlines | None:
     """The outlines of an FDE's rows; None where only `rows` can tell.
 
     `entry` is the outline of what its CIE comes to, `entry_outline(fde.cie, fp, sp)`.
@@ -64,7 +65,7 @@ def outlines(fde: Fde, fp: int, sp: int, entry: Outline) -> Outlines | None:
         return None
     try:
         return _follow(fde, fp, sp, entry)
-    except IndexError:  # it ends within an instruction
+    except (IndexError, StopIteration):  # it ends within an instruction
         return None
 
 
@@ -73,91 +74,77 @@ def entry_outline(cie: Cie, fp: int, sp: int) -> Outline:
     return outline(initial_row(cie), fp, sp)
 
 
-def _follow(fde: Fde, fp: int, sp: int, entry: Outline) -> Outlines | None:
+def _follow(fde: Program | Fde, fp: int, sp: int, entry: Outline) -> Outlines | None:
     """What the program of an FDE comes to; None at an instruction that is not a usual one.
 
     The usual ones (DWARF 5 §6.4.2) stand here in the order of how often compilers write them.
     """
-    code, cie, end = fde.instructions, fde.cie, fde.end
+    cie, end = fde.cie, fde.end
     code_align, data_align, column = cie.code_align, cie.data_align, cie.return_address
     register, offset, saved_pc, saved_fp, saved_sp = entry
     start = location = fde.start
     starts: list[int] = []
     found: list[Outline] = []
     remembered: list[Outline] = []
-    at, size = 0, len(code)
-    while at < size:
-        opcode = code[at]
-        at += 1
-        if opcode == _NOP:
-            continue
-        if opcode >= _RESTORE:
+    code = iter(fde.instructions)
+    take = code.__next__
+    for opcode in code:
+        if opcode >= _ADVANCE:
             number = opcode & 0x3F
-            if number == fp:
+            if opcode < _OFFSET:
+                location += number * code_align
+                if location > start:
+                    starts.append(start)
+                    found.append((register, offset, saved_pc, saved_fp, saved_sp))
+                    if location >= end:
+                        return starts, found
+                    start = location
+            elif opcode < _RESTORE:
+                value = take()
+                if value >= 0x80:
+                    value = _uleb(value, take)
+                if number == fp:
+                    saved_fp = value * data_align
+                elif number == column:
+                    saved_pc = value * data_align
+                elif number == sp:
+                    return None
+            elif number == fp:
                 saved_fp = entry[3]
             elif number == column:
                 saved_pc = entry[2]
-            continue
-        if opcode >= _OFFSET:
-            number, value = opcode & 0x3F, code[at]
-            at += 1
-            if value >= 0x80:
-                value, at = _uleb(code, at - 1)
-            if number == fp:
-                saved_fp = value * data_align
-            elif number == column:
-                saved_pc = value * data_align
-            elif number == sp:
-                return None
-            continue
-        if opcode == _DEF_CFA_OFFSET:
-            offset = code[at]
-            at += 1
+        elif opcode == _DEF_CFA_OFFSET:
+            offset = take()
             if offset >= 0x80:
-                offset, at = _uleb(code, at - 1)
+                offset = _uleb(offset, take)
+        elif opcode == _NOP:
             continue
-        if opcode >= _ADVANCE:
-            location += (opcode & 0x3F) * code_align
-        elif opcode == DW_CFA.advance_loc1:
-            location += code[at] * code_align
-            at += 1
         elif opcode == DW_CFA.remember_state:
             remembered.append((register, offset, saved_pc, saved_fp, saved_sp))
-            continue
         elif opcode == DW_CFA.restore_state:
             register, offset, saved_pc, saved_fp, saved_sp = remembered.pop()
-            continue
-        elif opcode == DW_CFA.advance_loc2 or opcode == DW_CFA.advance_loc4:
-            width = 2 if opcode == DW_CFA.advance_loc2 else 4
-            if at + width > size:
-                return None
-            operand = code[at : at + width]
+        elif opcode in _FAR:
+            operand = bytes([take() for _ in range(_FAR[opcode])])
             location += int.from_bytes(operand, cie.encoding.byteorder) * code_align
-            at += width
+            if location > start:
+                starts.append(start)
+                found.append((register, offset, saved_pc, saved_fp, saved_sp))
+                if location >= end:
+                    return starts, found
+                start = location
         elif opcode == DW_CFA.def_cfa:
-            register, at = _uleb(code, at)
-            offset, at = _uleb(code, at)
-            continue
+            register = _uleb(take(), take)
+            offset = _uleb(take(), take)
         elif opcode == DW_CFA.def_cfa_register:
-            register, at = _uleb(code, at)
-            continue
+            register = _uleb(take(), take)
         elif opcode == DW_CFA.GNU_args_size:
-            _, at = _uleb(code, at)
-            continue
+            _uleb(take(), take)
         elif opcode == DW_CFA.undefined:
-            number, at = _uleb(code, at)
-            if number != column:
+            if _uleb(take(), take) != column:
                 return None
             saved_pc = UNDEFINED
-            continue
         else:
             return None
-        if location > start:
-            starts.append(start)
-            found.append((register, offset, saved_pc, saved_fp, saved_sp))
-            if location >= end:
-                return starts, found
-            start = location
     starts.append(start)
     found.append((register, offset, saved_pc, saved_fp, saved_sp))
     return starts, found
@@ -168,18 +155,20 @@ _NOP, _DEF_CFA_OFFSET = DW_CFA.nop, DW_CFA.def_cfa_offset
 _ADVANCE, _OFFSET, _RESTORE = DW_CFA.advance_loc, DW_CFA.offset, DW_CFA.restore
 
 
-def _uleb(code: bytes, at: int) -> tuple[int, int]:
-    """A ULEB128 (DWARF 5 §7.6) at `at`, and where it ends."""
-    value = shift = 0
-    while True:
-        byte = code[at]
-        at += 1
+# How many bytes of operand the longer ways to advance have.
+_FAR = {DW_CFA.advance_loc1: 1, DW_CFA.advance_loc2: 2, DW_CFA.advance_loc4: 4}
+
+
+def _uleb(byte: int, take: Callable[[], int]) -> int:
+    """A ULEB128 (DWARF 5 §7.6) that begins with `byte`."""
+    value, shift = byte & 0x7F, 7
+    while byte >= 0x80:
+        byte = take()
         value |= (byte & 0x7F) << shift
-        if byte < 0x80:
-            return value, at
         shift += 7
-        if shift > 63:
+        if shift > 70:
             raise IndexError
+    return value
 
 
 def _place(row: Row, register: int) -> int:

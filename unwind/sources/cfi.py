@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from bisect import bisect_right
+from bisect import bisect_right, insort
 
 from unwind.dwarf.outlines import entry_outline, outlines
 from unwind.dwarf.rows import row_at, rows
@@ -16,15 +16,22 @@ __all__ = ["CfiSource"]
 # many different places in programs of many thousands, which only malice writes, has its limit.
 _PLAIN, _BUDGET = 4096, 64 << 20
 _MOST_KEPT = 10_000  # FDEs whose rows are kept at once
+# A function of 120 kB, such as a switch over all kinds of expressions, has programs of 20 kB. Of
+# those the outlines are kept too, as far as that goes.
+_LONG, _LONG_KEPT = 1 << 16, 1 << 20
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from typing import TypeAlias
+
     from unwind.architecture import Architecture, Trampoline
     from unwind.dwarf.cfi import Fde, FrameSection
     from unwind.dwarf.outlines import Outline
     from unwind.image import Image
     from unwind.rules import Row
     from unwind.snapshot import Place
+
+    _Entry: TypeAlias = tuple[int, list[int], list[Outline]]
 
 
 class CfiSource:
@@ -43,7 +50,7 @@ class CfiSource:
         self._spent = 0
         self._rows: dict[tuple[FrameSection, int], tuple[Row, ...]] = {}
         self._outlined: dict[Image, _Outlined] = {}
-        self._outlines_kept = 0
+        self._outlines_kept = self._long_kept = 0  # FDEs; bytes of those that are long
 
     def row(self, place: Place) -> Row | NoRow:
         """The row of the FDE that covers the place; a broken FDE is a failed NoRow."""
@@ -71,13 +78,14 @@ class CfiSource:
             return None
         known = self._outlined.get(image)
         if known is None:
-            known = self._outlined[image] = _Outlined()
-        n = bisect_right(known.starts, vaddr) - 1
-        if n < 0 or vaddr >= known.entries[n][0]:
-            n = self._read_outlines(known, image, vaddr)
-            if n < 0:
+            known = self._outlined[image] = _Outlined(image)
+        n = bisect_right(known.starts, vaddr)
+        entry = known.entries[known.starts[n - 1]] if n else None
+        if entry is None or vaddr >= entry[0]:
+            entry = self._read_outlines(known, image, vaddr)
+            if entry is None:
                 return None
-        end, starts, found = known.entries[n]
+        end, starts, found = entry
         n = bisect_right(starts, vaddr)
         behind = vaddr + self.call_size
         if called and (starts[n] if n < len(starts) else end) <= behind:
@@ -85,38 +93,40 @@ class CfiSource:
                 return None
         return found[n - 1]
 
-    def _read_outlines(self, known: _Outlined, image: Image, vaddr: int) -> int:
-        """The index in `known` of what covers `vaddr`, read now; -1 where there is nothing."""
-        section = next(iter(image.frame_sections), None)
-        search = getattr(section, "search", None)  # what was recorded of a section has none
-        if section is None or search is None or not search.is_sorted:
-            return -1
+    def _read_outlines(self, known: _Outlined, image: Image, vaddr: int) -> _Entry | None:
+        """What covers `vaddr`, read now; None where there is nothing of the kind."""
+        section = known.section
+        if section is None:
+            return None
         try:
-            fde = section.find(vaddr)
+            program = section.program(vaddr)
+            if program is None:
+                fde = section.find(vaddr)
+                program = section.program(vaddr) if fde is not None else None
         except UnwindError:
-            return -1
-        if fde is None or fde.cie.signal or len(fde.instructions) > _PLAIN:
-            return -1
-        entry = known.entries_of.get(fde.cie.offset)
-        if entry is None:
+            return None
+        if program is None or program.cie.signal:
+            return None
+        size = len(program.instructions)
+        if size > _PLAIN and (size > _LONG or self._long_kept + size > _LONG_KEPT):
+            return None
+        first = known.first.get(program.cie.offset)
+        if first is None:
             try:
-                entry = entry_outline(fde.cie, self.fp, self.sp)
+                first = entry_outline(program.cie, self.fp, self.sp)
             except FormatError:
-                return -1
-            known.entries_of[fde.cie.offset] = entry
-        read = outlines(fde, self.fp, self.sp, entry)
+                return None
+            known.first[program.cie.offset] = first
+        read = outlines(program, self.fp, self.sp, first)
         if read is None:
-            return -1
+            return None
         if self._outlines_kept >= _MOST_KEPT:
             self._outlined.clear()
-            self._outlines_kept = 0
-            known = self._outlined[image] = _Outlined()
+            self._outlines_kept = self._long_kept = 0
+            known = self._outlined[image] = _Outlined(image)
         self._outlines_kept += 1
-        # Where another FDE begins within this one, it is the other that counts from there on.
-        end, beyond = fde.end, search.next(fde.start)
-        if beyond is not None and beyond < end:
-            end = beyond
-        return known.add(fde.start, end, *read)
+        self._long_kept += size if size > _PLAIN else 0
+        return known.add(program.start, program.end, *read)
 
     def _vaddr(self, image: Image, place: Place) -> int:
         """Where to look: for a call, at the call itself.
@@ -190,23 +200,27 @@ class CfiSource:
 class _Outlined:
     """The outlines of an image that were read so far.
 
-    `starts` are where their FDEs start, ascending; the entry beside each has the end, the starts
-    of the rows, and the rows. `entries_of` has what CIEs, by their offsets, begin with. Functions
-    share their rows: a compiler's six thousand have 120,000, but three hundred different ones.
+    `starts` are where their FDEs start, ascending; the entry of each has the end, the starts of
+    the rows, and the rows. `first` has what CIEs, by their offsets, begin with. `section` is where
+    they lie, None where it has no search table that is sorted. Functions share their rows: a
+    compiler's six thousand have 120,000, but three hundred different ones.
     """
 
-    __slots__ = ("_alike", "entries", "entries_of", "starts")
+    __slots__ = ("_alike", "entries", "first", "section", "starts")
 
-    def __init__(self) -> None:
+    def __init__(self, image: Image) -> None:
+        section = next(iter(image.frame_sections), None)
+        search = getattr(section, "search", None)  # what was recorded of a section has none
+        is_sorted = search is not None and search.is_sorted
+        self.section: FrameSection | None = section if is_sorted else None
         self.starts: list[int] = []
-        self.entries: list[tuple[int, list[int], list[Outline]]] = []
-        self.entries_of: dict[int, Outline] = {}
+        self.entries: dict[int, _Entry] = {}
+        self.first: dict[int, Outline] = {}
         self._alike: dict[Outline, Outline] = {}
 
-    def add(self, start: int, end: int, starts: list[int], found: list[Outline]) -> int:
-        """Keep the outlines of one FDE; their index."""
+    def add(self, start: int, end: int, starts: list[int], found: list[Outline]) -> _Entry:
+        """Keep the outlines of one FDE."""
         share = self._alike.setdefault
-        n = bisect_right(self.starts, start)
-        self.starts.insert(n, start)
-        self.entries.insert(n, (end, starts, [share(row, row) for row in found]))
-        return n
+        insort(self.starts, start)
+        entry = self.entries[start] = end, starts, [share(row, row) for row in found]
+        return entry
