@@ -12,6 +12,7 @@ from unwind.frames import End, Trace, Trust
 from unwind.memory import view_of
 from unwind.registers import Registers
 from unwind.rules import CfaExpression, CfaRegister
+from unwind.runs import Runs
 from unwind.snapshot import Place
 from unwind.unwinder import Step
 
@@ -40,6 +41,7 @@ _OUTERMOST = -2
 _UNUSUAL = -3
 _IN_REGISTER = -4  # frame 0 has not stored the return address; the size is in `leaves`
 _GUESSED = -5  # no CFI leads on from here; the step is in `guesses`
+_RUN = -6  # what follows is known, and to be checked, more than one step far: it is in `runs`
 
 _WORD = 0xFFFF_FFFF_FFFF_FFFF
 _NOWHERE: _Reach = 0, 0, 0, None
@@ -62,7 +64,10 @@ class FastUnwinder:
     def __init__(self, exact: Unwinder, limit: int = 200_000):
         self.exact = exact
         self._limit = limit
+        self._is_at_pc = exact.arch.innermost is pc_register
         self._spaces: dict[int, _Steps] = {}  # by the id of an AddressSpace that is in use
+        self._space: AddressSpace | None = None  # the last one that `sampled` met, and its steps
+        self._steps: _Steps
 
     def trace(self, snapshot: Snapshot) -> Trace:
         """The pcs and the end of a snapshot's stack, whichever walk it takes."""
@@ -105,7 +110,10 @@ class FastUnwinder:
             start, words = start + first * arch.word, memoryview(swapped)
         steps = self._steps_of(snapshot.space)
         cfa = (sp - start) // arch.word
-        walked = self._walk(pc, cfa, registers, words, start, steps)
+        step = steps.innermost.get(pc) or steps.compiled(pc, False)
+        if cfa < 0 and (step <= _IN_REGISTER or cfa + _index(step, steps.plain) < 0 < step):
+            return None  # a negative index would wrap
+        walked = self._walk([pc], cfa, step, registers, words, start, steps)
         if walked is None or walked[1] != End.OUTERMOST:
             return None
         found, _, guessed = walked
@@ -146,7 +154,8 @@ class FastUnwinder:
 
     def trusts(self, space: AddressSpace, pcs: Sequence[int]) -> list[str] | None:
         """How each of the frames that `pcs` found was found, None where all of them by CFI."""
-        known = self._steps_of(space).trusts
+        steps = self._spaces.get(id(space))  # also where that is full, and to be forgotten
+        known = steps.trusts if steps is not None else None
         if not known:
             return None
         leads = [known.get((pc, n > 0), Trust.CFI) for n, pc in enumerate(pcs[:-1])]
@@ -161,14 +170,42 @@ class FastUnwinder:
         says whether guesses were needed: then `trusts` tells how the frames were found. None
         where the exact walk must be taken.
         """
-        arch = self.exact.arch
-        if sp % arch.word or not pc or arch.innermost is not pc_register:
+        if space is not self._space or space.generation != self._steps.generation:
+            self._space, self._steps = space, self._steps_of(space)
+        steps, arch = self._steps, self.exact.arch
+        if sp % arch.word or not pc or not self._is_at_pc:
             return None
-        steps = self._steps_of(space)
-        if not steps.plain:
+        found, slot, step = [pc], -1, steps.innermost.get(pc) or steps.compiled(pc, False)
+        called, runs = steps.called, steps.runs
+        while steps.plain:  # most stacks need no more than this, and no mapping of registers
+            try:
+                while step > 0:
+                    slot += step
+                    found.append(pc := words[slot])
+                    step = called[pc]
+                if step != _RUN:
+                    runs.due -= 1
+                    if runs.due <= 0:
+                        runs.learn(found)
+                    if step == _OUTERMOST and len(found) <= self.exact.limit:
+                        return found, End.OUTERMOST, False
+                    break
+                read, expected, reach, step = runs.known[pc]
+                if slot + reach < len(words) and read(words, 8 * slot + 8) == expected:
+                    found += expected
+                    slot += reach
+                    step = called[pc := expected[-1]]
+                else:
+                    runs.failed(pc)
+            except KeyError:  # the first time in this place
+                step = steps.compiled(pc, True)
+            except IndexError:
+                slot -= step
+                break
+        else:
             sp = arch.data_address(sp)
         registers = {arch.fp: fp, arch.return_address: lr}
-        walked = self._walk(pc, 0, registers, words, sp, steps)
+        walked = self._walk(found, slot + 1, step, registers, words, sp, steps)
         if walked is None or (steps.plain and not walked[2]):
             return walked
         found, end, guessed = walked
@@ -186,34 +223,29 @@ class FastUnwinder:
 
     def _walk(
         self,
-        pc: int,
+        found: list[int],
         cfa: int,
+        step: int,
         registers: Mapping[int, int],
         words: memoryview,
         start: int,
         steps: _Steps,
     ) -> tuple[list[int], str, bool] | None:
-        """The loop: `cfa` counts words from `start`, from the stack pointer on.
+        """The loop, from the last frame in `found` on, of which `step` leads to the caller.
 
-        It finds return addresses as they lie in memory, and what is kept of steps goes by them.
-        The end is `outermost`, or `memory-fault` where the stack goes on beyond the words. The
-        last says whether a guess was among the steps.
+        `cfa` is that of the frame before, the stack pointer for frame 0: it counts words from
+        `start`. It finds return addresses as they lie in memory, and what is kept of steps goes by
+        them. The end is `outermost`, or `memory-fault` where the stack goes on beyond the words.
+        The last says whether a guess was among the steps.
         """
         arch, called, plain, guessed = self.exact.arch, steps.called, steps.plain, False
-        found = [pc]
+        pc = found[-1]
         append, fp_slots, word = found.append, steps.fp_slots.get, arch.word
         restored, fp = -1, None  # `fp` is the frame pointer of this frame, -1: not yet read
-        step = steps.innermost[pc]
-        if step == _IN_REGISTER:
-            cfa += steps.leaves[pc]
-            append(pc := registers.get(arch.return_address, 0))
-            step = called[pc]
-        if cfa < 0 and (step == _GUESSED or cfa + _index(step, plain) < 0 < step):
-            return None  # a negative index would wrap
-        try:
-            while True:
+        while True:
+            slot = cfa - 1
+            try:
                 if plain:
-                    slot = cfa - 1
                     while step > 0:
                         slot += step
                         append(pc := words[slot])
@@ -224,11 +256,20 @@ class FastUnwinder:
                         cfa += step >> _SHIFT
                         append(pc := words[cfa - (step & _BACK)])
                         step = called[pc]
+                if step == _IN_REGISTER:
+                    cfa += steps.leaves[pc]
+                    append(pc := registers.get(arch.return_address, 0))
+                    step = called[pc]
+                    continue
+                if step == _RUN:
+                    step = steps.runs.step(pc)
+                    continue
                 if step == _GUESSED:
                     guessed = True
                     step = steps.guesses[pc, len(found) > 1]
                     if step > 0:
                         cfa += step if plain else step >> _SHIFT
+                        slot = cfa - 1
                         append(pc := words[cfa - (1 if plain else step & _BACK)])
                         step = called[pc]
                         continue
@@ -251,16 +292,21 @@ class FastUnwinder:
                 offset, back = steps.on_fp[pc, n >= 0]
                 address = fp + offset & _WORD if plain else arch.data_address(fp + offset)
                 below, cfa = cfa, (address - start) // word
+                slot = cfa - 1
                 if cfa <= below or cfa < back or cfa <= 0 or address % word:
                     return None
                 append(pc := words[cfa - back])
                 step = called[pc]
-        except IndexError:  # beyond the end of the stack, or of what was saved of it
-            if plain and step > 0:
-                cfa = slot + 1
-            if len(found) > self.exact.limit or steps.holds(start + cfa * arch.word - 1):
-                return None
-            return found, End.MEMORY_FAULT, guessed
+            except KeyError:  # the first time in this place
+                if plain:
+                    cfa = slot + 1
+                step = steps.compiled(pc, True)
+            except IndexError:  # beyond the end of the stack, or of what was saved of it
+                if plain and step > 0:
+                    cfa = slot + 1
+                if len(found) > self.exact.limit or steps.holds(start + cfa * arch.word - 1):
+                    return None
+                return found, End.MEMORY_FAULT, guessed
 
     def _frame_pointer(
         self,
@@ -282,7 +328,7 @@ class FastUnwinder:
             slot = slots(found[n])
             if slot is not None:
                 break
-            step = steps.called[found[n]]
+            step = steps.runs.step(found[n])
             cfa -= (steps.guesses[found[n], True] if step == _GUESSED else step) >> shift
         else:
             slot = steps.innermost_fp_slots.get(found[0]) if restored == 0 else None
@@ -294,15 +340,13 @@ class FastUnwinder:
     def _steps_of(self, space: AddressSpace) -> _Steps:
         """What is known of `space`; it goes when the space does: processes come and go."""
         steps = self._spaces.get(id(space))
-        if steps is None or steps.generation != space.generation or len(steps.called) > self._limit:
+        if steps is None or steps.generation != space.generation:
             spaces, key = self._spaces, id(space)
 
             def forget(_: object) -> None:
-                gone = spaces.pop(key, None)
-                if gone is not None:  # it lies in a circle with these
-                    del gone.called, gone.innermost
+                spaces.pop(key, None)
 
-            steps = spaces[key] = _Steps(space, self.exact.lookup, forget)
+            steps = spaces[key] = _Steps(space, self.exact.lookup, forget, self._limit)
         return steps
 
 
@@ -313,6 +357,7 @@ class _Steps:
     """
 
     __slots__ = (
+        "_limit",
         "_packed",
         "_reach",
         "arch",
@@ -327,11 +372,19 @@ class _Steps:
         "lookup",
         "on_fp",
         "plain",
+        "runs",
         "space",
         "trusts",
     )
 
-    def __init__(self, space: AddressSpace, lookup: Lookup, gone: Callable[[object], None]):
+    def __init__(
+        self,
+        space: AddressSpace,
+        lookup: Lookup,
+        gone: Callable[[object], None],
+        limit: int,
+    ):
+        self._limit = limit
         self.space = ref(space, gone)
         self.generation = space.generation
         self.lookup = lookup
@@ -348,15 +401,31 @@ class _Steps:
         self.behind_calls: set[int] = set()  # return addresses that were looked at
         self._reach = _NOWHERE  # where the last place lay
         self._packed: dict[Outline, tuple[int, int | None, tuple[int, int]]] = {}
-        self.called = _Compiled(self, True)  # by return address
-        self.innermost = _Compiled(self, False)  # by the pc of frame 0, looked up as it is
+        # By return address, and by the pc of frame 0, which is looked up as it is. What is not
+        # there is for `compiled` to make; a dict of a class of its own would take 9 ns more.
+        self.called: dict[int, int] = {}
+        self.innermost: dict[int, int] = {}
+        self.runs = Runs(self.called, _RUN)
 
     def holds(self, address: int) -> bool:
         """Whether code is mapped at `address`."""
         space = self.space()
         return space is None or space.find(address) is not None
 
-    def compile(self, pc: int, called: bool) -> tuple[int, bool]:
+    def compiled(self, pc: int, called: bool) -> int:
+        """The step out of a pc that was not met before, kept from now on.
+
+        When there are too many of them, all is forgotten once this walk is done.
+        """
+        step, keep = self._compile(pc, called)
+        if keep:
+            steps = self.called if called else self.innermost
+            steps[pc] = step
+            if len(steps) > self._limit:
+                self.generation = -1
+        return step
+
+    def _compile(self, pc: int, called: bool) -> tuple[int, bool]:
         """The step out of `pc`, and whether it is to be kept: not where no code lies."""
         arch, key = self.arch, pc
         lookup_pc = pc
@@ -483,21 +552,6 @@ class _Steps:
         if register != arch.sp or offset % word or size < back:
             return _UNUSUAL, slot, nothing
         return size if self.plain else size << _SHIFT | back, slot, nothing
-
-
-class _Compiled(dict[int, int]):
-    """The steps out of pcs, each made when first asked for."""
-
-    __slots__ = ("called", "compile")
-
-    def __init__(self, steps: _Steps, called: bool):
-        self.compile, self.called = steps.compile, called
-
-    def __missing__(self, pc: int) -> int:
-        step, keep = self.compile(pc, self.called)
-        if keep:
-            self[pc] = step
-        return step
 
 
 def _index(step: int, plain: bool) -> int:
