@@ -206,7 +206,7 @@ def _perf(data: bytes) -> None:
         for n, sample in enumerate(source.samples()):
             if n < 32:
                 pcs, end, how, _ = walked = sampler.walk(sample)
-                writer.sample(sample, split_callchain(sample[5])[0], pcs, how)
+                writer.write(sample, split_callchain(sample[5])[0], pcs, how, [])
                 assert end == End.OUTERMOST or sampler.detail(sample, walked)
 
 

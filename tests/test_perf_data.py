@@ -216,7 +216,7 @@ def short_processes(path: Path, program: Path, count: int) -> Path:
 
 @pytest.mark.parametrize(
     ("format", "most"),  # bytes for each of them, with what waits for the garbage collector
-    [("--script", 1000), ("--json", 1000), ("--folded", 1000), ("--speedscope", 2500)],
+    [("--script", 1000), ("--json", 1000), ("--folded", 1000), ("--speedscope", 2600)],
 )
 def test_processes_that_have_ended_take_no_memory(tmp_path: Path, format: str, most: int) -> None:
     program = tmp_path / "program"

@@ -16,7 +16,20 @@ from unwind.perf.memory import SampleMemory
 from unwind.perf.order import MOST_WAITING, Rounds
 from unwind.perf.processes import Processes
 from unwind.perf.records import Records
-from unwind.perf.samples import ABI_32, SampleReader, stack_bounds
+from unwind.perf.samples import (
+    ABI,
+    ABI_32,
+    COUNT,
+    CPU,
+    IP,
+    PERIOD,
+    PID,
+    SIZE,
+    TID,
+    TIME,
+    SampleReader,
+    stack_bounds,
+)
 from unwind.registers import Registers
 from unwind.registry import architectures
 from unwind.snapshot import Snapshot, Source
@@ -26,18 +39,28 @@ __all__ = ["TRANSPORT", "PerfSource"]
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
+    from typing import TypeAlias
 
     from unwind.architecture import Architecture
     from unwind.files import Files
+    from unwind.perf.event import Event
     from unwind.perf.header import Header
     from unwind.perf.order import Timed
-    from unwind.perf.samples import Sample
+    from unwind.perf.processes import Task
+    from unwind.perf.samples import Fields, Sample
+    from unwind.space import AddressSpace
     from unwind.unpack import Input
+
+    Who: TypeAlias = tuple[Task, int, Event, int | None, int]  # what a Sample begins with
+    Wanted: TypeAlias = Callable[[Task, int, Event], bool]
 
 _MACHINES = {"aarch64": "arm64"}  # as uname calls it -> the name of our architecture
 _MADV_POPULATE_READ = 22  # Linux 5.14; Python has no name for it
 _SYNTHETIC = (0, 0xFFFF_FFFF_FFFF_FFFF)  # times of what perf itself tells of
+_MOST_READ = 1 << 16  # samples that wait for others with all that is in them
+_MOST_CHAINS = 1024  # lengths of callchains that are met
+_NO_CHAIN: tuple[int, ...] = ()
 _MOST_HEADERS = 100_000  # of a stream, before its first record of the kernel's
 
 
@@ -66,6 +89,7 @@ class PerfSource(Source):
         self._readers: list[SampleReader] = []
         self._by_id: dict[int, SampleReader] = {}
         self._trailing: int | None = None
+        self._chains: dict[int, Callable[[memoryview, int], tuple[int, ...]]] = {}
         self._set_events()
 
     def close(self) -> None:
@@ -78,69 +102,114 @@ class PerfSource(Source):
             if sample[11] is not None:
                 yield self.snapshot(sample)
 
-    def samples(self) -> Iterator[Sample]:
-        """The samples in the order of time, once; a space is as it was then until the next."""
+    def samples(self, wanted: Wanted | None = None) -> Iterator[Sample]:
+        """The samples in the order of time, once; a space is as it was then until the next.
+
+        `wanted` tells by a sample's thread, time and event whether it is to be read any further.
+        """
         tasks, of_task, take = self.processes.tasks, self.processes.task, self.changes.take
-        narrow, native = self.arch.word < 8, self.header.byteorder == sys.byteorder
-        u64, alone = self._u64.unpack_from, len(self._readers) == 1
-        chained = f"{self.header.order}%dQ"
+        direct = self.arch.word == 8 and self.header.byteorder == sys.byteorder
+        native = ABI_32 if self.arch.word < 8 else ABI_32 + 1
         buffer, words = memoryview(b""), memoryview(b"")
+        only = self._readers[0] if len(self._readers) == 1 else None
+        last = None
         for batch in self._batches():
-            for time, kind, misc, data, at, end in batch:
+            for time, kind, misc, data, at, end, fields in batch:
                 if kind != RECORD.sample:
                     take(kind, misc, data[at:end])
                     continue
-                reader = self._readers[0] if alone else self._reader(data, at, end)
-                layout, event = reader.layout, reader.event
-                here = at + layout.head_size
-                if here > end:
-                    self._skip("a sample is cut off")
-                    continue
-                ip, pid, tid, cpu, period, count = layout.head(data, at)
-                chain: tuple[int, ...] = ()
-                if count or not layout.is_plain:
-                    try:
-                        here, count = layout.callchain(data, at, end)
-                        chain = Struct(chained % count).unpack_from(data, here)
-                        here = layout.registers(data, here + 8 * count, end)
-                    except FormatError as error:
-                        self._skip(error.reason)
+                reader = only or self._reader(data, at, end)
+                if reader is not last:
+                    last, event, layout = reader, reader.event, reader.layout
+                    pc, sp, fp, lr = reader.pc, reader.sp, reader.fp, reader.lr
+                chain, here = _NO_CHAIN, at + layout.head_size
+                if fields is None or fields[COUNT]:
+                    read = self._read(reader, data, at, end)
+                    if read is None:
                         continue
-                if not layout.has_all:  # b"" stands for what is not there
-                    pid, tid, cpu = pid or 0, tid or 0, None if cpu == b"" else cpu
+                    fields, chain, here = read
+                pid, tid = fields[PID], fields[TID]
                 task = tasks.get(tid)
                 if task is None or task.pid != pid:
-                    task = of_task(pid, tid)
-                space = task.process.space or task.process.current()
-                who = task, time, event, cpu, period or event.period, chain, space
-                start = here + reader.size
-                values = reader.registers(data, here) if reader.usable and start <= end else (0,)
-                if values[0] <= ABI_32 and (narrow is False or values[0] == 0):
-                    pc = 0
-                    if values[0]:
-                        self._skip("a 32-bit task")
-                        pc = values[reader.pc]
-                    elif ip and not chain:  # nobody asked for more than where it stood
-                        if misc & MISC.cpumode == MISC.user:
-                            pc = ip
-                        else:
-                            who = *who[:5], (CONTEXT.kernel, ip), space
-                    yield *who, pc, 0, 0, 0, None, (data, at, end, here)
+                    task = of_task(pid or 0, tid or 0)  # b"" stands for what is not there
+                if wanted is not None and not wanted(task, time, event):
                     continue
-                stop = start + (values[-1] or 0)
-                if stop + 8 <= end and stop > start:
-                    stop = min(start + u64(data, stop)[0], stop)
-                else:
-                    stop = start
-                if native and not narrow and not start & 7:
+                cpu = fields[CPU] if layout.has_cpu else None
+                space = task.process.space or task.process.current()
+                who = task, time, event, cpu, fields[PERIOD] or event.period
+                if fields[ABI] < native:
+                    known = fields[pc] if fields[ABI] else 0
+                    place = data, at, end, here
+                    yield self._bare(who, chain, space, known, fields[IP], misc, place)
+                    continue
+                start = here + reader.size
+                stop = start + (fields[SIZE] or 0)
+                if direct and not (start | stop) & 7:
                     if data is not buffer:
                         buffer, words = data, data[: len(data) & -8].cast("Q")
+                    if not start < stop <= end - 8:
+                        stop = start
+                    elif (size := words[stop >> 3]) < stop - start:  # what the kernel could copy
+                        stop = start + size
                     stack = words[start >> 3 : stop >> 3]
                 else:
-                    stack = self._words(data[start:stop])
-                pc, sp, fp = values[reader.pc], values[reader.sp], values[reader.fp]
-                place = data, at, end, here
-                yield *who, pc, sp, fp, values[reader.lr], stack, place
+                    stack = self._words(data, start, stop, end)
+                registers = fields[pc], fields[sp], fields[fp], fields[lr]
+                yield *who, chain, space, *registers, stack, (data, at, end, here)
+
+    def _read(
+        self, reader: SampleReader, data: memoryview, at: int, end: int
+    ) -> tuple[Fields, tuple[int, ...], int] | None:
+        """The fields of a sample in [at, end), its callchain, and where its registers lie.
+
+        None, and it is counted, where the record ends before they do.
+        """
+        layout, chain = reader.layout, _NO_CHAIN
+        here = at + layout.head_size
+        if here > end:
+            self._skip("a sample is cut off")
+            return None
+        head = layout.head(data, at)
+        if head[COUNT] or not layout.is_plain:
+            try:
+                here, count = layout.callchain(data, at, end)
+                chain = self._addresses(count)(data, here)
+                here = layout.registers(data, here + 8 * count, end)
+            except FormatError as error:
+                self._skip(error.reason)
+                return None
+        if not reader.usable or here + reader.size > end:
+            return (*head, 0), chain, here
+        return (*head, *reader.registers(data, here)), chain, here
+
+    def _addresses(self, count: int) -> Callable[[memoryview, int], tuple[int, ...]]:
+        """What reads a callchain of so many addresses."""
+        known = self._chains.get(count)
+        if known is None:
+            if len(self._chains) >= _MOST_CHAINS:
+                self._chains.clear()
+            known = self._chains[count] = Struct(f"{self.header.order}{count}Q").unpack_from
+        return known
+
+    def _bare(
+        self,
+        who: Who,
+        chain: tuple[int, ...],
+        space: AddressSpace,
+        pc: int,
+        ip: int,
+        misc: int,
+        place: tuple[memoryview, int, int, int],
+    ) -> Sample:
+        """A sample with which no walk can begin: it has a callchain, or tells where it stood."""
+        if pc:
+            self._skip("a 32-bit task")
+        elif ip and not chain:  # nobody asked for more than where it stood
+            if misc & MISC.cpumode == MISC.user:
+                pc = ip
+            else:
+                chain = CONTEXT.kernel, ip
+        return *who, chain, space, pc, 0, 0, 0, None, place
 
     def snapshot(self, sample: Sample) -> Snapshot:
         """A sample as the exact walk wants it; SourceError where it has no registers."""
@@ -163,19 +232,25 @@ class PerfSource(Source):
         waiting = rounds.waiting
         u64, taken = self._u64.unpack_from, self.header.take
         is_stream = self.header.is_stream
-        timed = self._readers[0].layout.time
+        first = self._readers[0]
+        timed, whole, size = first.layout.time, first.whole, first.whole_size
+        if len(self._readers) > 1:  # of which one a sample is takes a look at it
+            whole = None
         for kind, misc, data, at, end in self.records:
-            if kind == RECORD.sample and timed is not None:
+            if kind == RECORD.sample and whole is not None and at + size <= end:
+                fields = whole(data, at)
+                waiting.append((fields[TIME], kind, misc, data, at, end, fields))
+            elif kind == RECORD.sample and timed is not None:
                 time = u64(data, at + timed)[0] if at + timed + 8 <= end else 0
-                waiting.append((time, kind, misc, data, at, end))
+                waiting.append((time, kind, misc, data, at, end, None))
             elif kind < RECORD.header_attr:
                 time, trailing = 0, self._trailing
                 if kind != RECORD.sample and trailing is not None and end - at >= 8 + trailing:
                     time = u64(data, end - trailing)[0]
                 if time in _SYNTHETIC:
-                    yield [(0, kind, misc, data, at, end)]
+                    yield [(0, kind, misc, data, at, end, None)]
                 else:
-                    waiting.append((time, kind, misc, data, at, end))
+                    waiting.append((time, kind, misc, data, at, end, None))
             elif kind == RECORD.finished_round:
                 yield rounds.finished()
             elif is_stream and taken(kind, misc, data[at:end]):
@@ -185,6 +260,8 @@ class PerfSource(Source):
                 unknown[kind] = unknown.get(kind, 0) + 1
             if len(waiting) >= MOST_WAITING:
                 yield rounds.older()
+            elif len(waiting) == _MOST_READ:
+                whole = None
         yield rounds.rest()
 
     def _soon(self, at: int, size: int) -> None:
@@ -214,10 +291,11 @@ class PerfSource(Source):
             return first
         return self._by_id.get(self._u64.unpack_from(data, at + where)[0], first)
 
-    def _words(self, data: memoryview) -> memoryview:
+    def _words(self, data: memoryview, start: int, stop: int, end: int) -> memoryview:
         """The words of a piece of a stack that cannot be taken as they lie there."""
         word = self.arch.word
-        whole = bytes(data[: len(data) // word * word])
+        first, last = stack_bounds(data, start, stop - start, end, self._u64)
+        whole = bytes(data[first : first + (last - first) // word * word])
         words = memoryview(whole).cast("Q" if word == 8 else "I")
         if self.header.byteorder == sys.byteorder:
             return words

@@ -6,6 +6,7 @@ import sys
 
 from unwind.cli.kernel_names import kernel_names
 from unwind.cli.names import names_of
+from unwind.cli.perf_samples import AT_ONCE, Chooser, is_in
 from unwind.cli.plumbing import Progress, wants_colour, warn
 from unwind.cli.profiles import profile_wanted, write_profiles
 from unwind.cli.stacks import sources_of
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
     from typing import Any, TypeAlias
 
     from unwind.cli.options import Options
+    from unwind.cli.perf_samples import Share
     from unwind.files import Files
     from unwind.frames import Frame
     from unwind.perf.processes import ProcessSpace
@@ -31,11 +33,12 @@ if TYPE_CHECKING:
     from unwind.profile import Profile
     from unwind.transports.perf_data import PerfSource
 
-    Share: TypeAlias = tuple[int, int]  # the number of a process, and of how many
-    # What comes first; the text that must stand before a sample, whoever writes that; a sample's.
-    Texts: TypeAlias = tuple[str, Callable[[Sample], str] | None, Callable[[Sample], str]]
+    # What comes first; the text that must stand before a sample, whoever writes that; what puts a
+    # sample's text behind others.
+    Texts: TypeAlias = tuple[
+        str, Callable[[Sample], str] | None, Callable[[Sample, list[str]], None]
+    ]
 
-_AT_ONCE = 256  # samples whose text is put out together; and how they are dealt out
 _ALL: Share = 0, 1
 
 
@@ -68,19 +71,12 @@ class Report:
         self._complain()
         return 1 if options.strict and not self.is_complete else 0
 
-    def _samples(self, share: Share = _ALL) -> Iterator[tuple[int, Sample]]:
-        """The samples that the options choose, each with its number; -1: it is in no share here."""
-        number, jobs = share
-        chosen = _chooser(self.options)
-        samples = self.source.samples()
-        if number == 0 and sys.stderr.isatty():
-            samples = self._watched(samples)
-        if chosen is not None:
-            samples = filter(chosen, samples)
-        numbered = enumerate(samples)
-        if jobs == 1:
-            return numbered
-        return ((n if n // _AT_ONCE % jobs == number else -1, sample) for n, sample in numbered)
+    def _samples(self, chooser: Chooser) -> Iterator[Sample]:
+        """The samples that are wanted; a bar shows how far they have come."""
+        samples = self.source.samples(chooser.wanted)
+        if chooser.share[0] == 0 and sys.stderr.isatty():
+            return self._watched(samples)
+        return samples
 
     def _watched(self, samples: Iterator[Sample]) -> Iterator[Sample]:
         """The samples, while a bar shows how far they have come."""
@@ -111,19 +107,23 @@ class Report:
 
         Each of them reads the whole recording: what a process has mapped must be known.
         """
-        head, meet, text = self._json() if self.options.json else self._script()
+        head, meet, put = self._json() if self.options.json else self._script()
         texts = [head] if share[0] == 0 else []
-        left = _AT_ONCE
-        for n, sample in self._samples(share):
-            news = meet(sample) if meet is not None else ""
-            if n < 0:
-                continue
-            texts += (news, text(sample)) if news else (text(sample),)
+        chooser = Chooser(self.options, share if meet is None else _ALL)
+        left = AT_ONCE
+        for n, sample in chooser.numbered(self._samples(chooser)):
+            if meet is not None:
+                news = meet(sample)
+                if not is_in(n, share):
+                    continue
+                if news:
+                    texts.append(news)
+            put(sample, texts)
             left -= 1
             if not left:
                 yield "".join(texts)
                 texts.clear()
-                left = _AT_ONCE
+                left = AT_ONCE
         if texts:
             yield "".join(texts)
 
@@ -137,16 +137,15 @@ class Report:
             self.places.site,
             self.places.kernel_site,
         )
-        walk, write = self.sampler.walk, writer.sample
+        walk, write = self.sampler.walk, writer.write
 
-        def text(sample: Sample) -> str:
+        def put(sample: Sample, texts: list[str]) -> None:
             pcs, end, how, _ = walk(sample)
             if end != End.OUTERMOST:
                 self.is_complete = False
-            kernel = split_callchain(sample[5])[0] if sample[5] else ()
-            return write(sample, kernel, pcs, how)
+            write(sample, split_callchain(sample[5])[0] if sample[5] else (), pcs, how, texts)
 
-        return "", None, text
+        return "", None, put
 
     def _json(self) -> Texts:
         """A document without threads, then a line for each sample, and lines of modules."""
@@ -159,16 +158,17 @@ class Report:
             writer.forget(space)
             places.forget(space)
 
-        def text(sample: Sample) -> str:
+        def put(sample: Sample, texts: list[str]) -> None:
             walked = self.sampler.walk(sample)
             if walked[1] != End.OUTERMOST:
                 self.is_complete = False
             detail = self.sampler.detail(sample, walked)
             extents = self.sampler.extents(sample, walked)
-            return writer.sample(sample, split_callchain(sample[5])[0], walked, extents, detail)
+            kernel, _ = split_callchain(sample[5])
+            texts.append(writer.sample(sample, kernel, walked, extents, detail))
 
         self.source.processes.gone = gone
-        return writer.head(), writer.meet, text
+        return writer.head(), writer.meet, put
 
     def _state(self) -> tuple[object, ...]:
         """What the first process must know of another one, which has read the whole recording."""
@@ -235,9 +235,9 @@ class Report:
 
         counting = Counting(self.places, self.sampler, self.options)
         self.source.processes.gone = counting.forget
-        for n, sample in self._samples(share):
-            if n >= 0:
-                counting.add(n, sample)
+        chooser = Chooser(self.options, share)
+        for n, sample in chooser.numbered(self._samples(chooser)):
+            counting.add(n, sample)
         self.is_complete = self.is_complete and counting.is_complete
         return counting.profiles()
 
@@ -266,7 +266,8 @@ class Report:
     def _find(self, wanted: tuple[str, int | None, int]) -> Sample:
         """The sample of that number or time among those that the options choose."""
         text, number, time = wanted
-        for n, sample in self._samples():
+        chooser = Chooser(self.options, _ALL)
+        for n, sample in chooser.numbered(self._samples(chooser)):
             if n == number if number is not None else sample[1] // 1000 == time // 1000:
                 if sample[11] is None:
                     raise SourceError("the sample has no registers of a 64-bit user")
@@ -298,23 +299,3 @@ class Report:
         from unwind.writers.escape import escape
 
         warn(self.prog, escape(text))
-
-
-def _chooser(options: Options) -> Callable[[Sample], bool] | None:
-    """Tells whether the options choose a sample; None where they choose all."""
-    comms, pids, tids = (set(given or ()) for given in (options.comm, options.pid, options.tid))
-    events, span = set(options.event or ()), options.time
-    if not (comms or pids or tids or events or span):
-        return None
-
-    def chosen(sample: Sample) -> bool:
-        task, time, event = sample[:3]
-        return (
-            (not comms or task.comm in comms)
-            and (not pids or task.pid in pids)
-            and (not tids or task.tid in tids)
-            and (not events or event.name in events)
-            and (span is None or span[0] <= time <= span[1])
-        )
-
-    return chosen

@@ -27,7 +27,7 @@ _FIXED = (
     (SAMPLE.identifier, "8x", ""),
     (SAMPLE.ip, "Q", _ABSENT),
     (SAMPLE.tid, "II", _ABSENT * 2),
-    (SAMPLE.time, "8x", ""),
+    (SAMPLE.time, "Q", _ABSENT),
     (SAMPLE.addr, "8x", ""),
     (SAMPLE.id, "8x", ""),
     (SAMPLE.stream_id, "8x", ""),
@@ -96,9 +96,10 @@ def read_event(
 class SampleLayout:
     """Where the fields of one event's samples lie.
 
-    `head` reads, from the record's first byte on, (ip, pid, tid, cpu, period, nr), b"" for what
-    such samples lack; `nr` is the length of the callchain where nothing of unknown size lies
-    before it. `time` and `id` are offsets into the record, None where there is none.
+    `head` reads, by `format`, from the record's first byte on, (ip, pid, tid, time, cpu, period,
+    nr), b"" for what such samples lack; `nr` is the length of the callchain where nothing of
+    unknown size lies before it. `time` and `id` are offsets into the record, None where there is
+    none.
     """
 
     def __init__(self, event: Event, order: str):
@@ -120,11 +121,12 @@ class SampleLayout:
         self.fixed = at  # bytes up to what has no place of its own
         counted = kinds & SAMPLE.callchain and not kinds & SAMPLE.read
         formats.append("Q" if counted else _ABSENT)
-        struct = Struct("".join(formats))
+        self.format = "".join(formats)
+        struct = Struct(self.format)
         self.head, self.head_size = struct.unpack_from, struct.size
         # The registers lie right behind the callchain, and that behind the head.
         self.is_plain = bool(counted) and not kinds & (SAMPLE.raw | SAMPLE.branch_stack)
-        self.has_all = bool(kinds & SAMPLE.tid and kinds & SAMPLE.cpu)
+        self.has_tid, self.has_cpu = bool(kinds & SAMPLE.tid), bool(kinds & SAMPLE.cpu)
         self.has_regs = bool(kinds & SAMPLE.regs_user)
         self.has_stack = bool(kinds & SAMPLE.stack_user)
         self._u32, self._u64 = Struct(order + "I").unpack_from, Struct(order + "Q").unpack_from

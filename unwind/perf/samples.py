@@ -6,17 +6,34 @@ from struct import Struct
 
 from unwind.perf.event import SampleLayout
 
-__all__ = ["ABI_32", "Sample", "SampleReader", "stack_bounds"]
+__all__ = [
+    "ABI",
+    "ABI_32",
+    "COUNT",
+    "CPU",
+    "IP",
+    "PERIOD",
+    "PID",
+    "SIZE",
+    "TID",
+    "TIME",
+    "SampleReader",
+    "stack_bounds",
+]
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping
     from typing import TypeAlias
 
     from unwind.architecture import Architecture
     from unwind.perf.event import Event
     from unwind.perf.processes import Task
     from unwind.space import AddressSpace
+
+    # What a layout's head has, the ABI of the registers, those with which a walk begins, the size
+    # of the piece of the stack; b"" for what such samples lack.
+    Fields: TypeAlias = tuple[int, ...]
 
     # A sample is a tuple: an object would take as long to make as a short stack to walk.
     Sample: TypeAlias = tuple[
@@ -36,14 +53,18 @@ if TYPE_CHECKING:
     ]
 
 ABI_32 = 1  # PERF_SAMPLE_REGS_ABI_32
+# What Fields have at which index; between the last two the registers.
+IP, PID, TID, TIME, CPU, PERIOD, COUNT, ABI, SIZE = 0, 1, 2, 3, 4, 5, 6, 7, -1
 
 
 class SampleReader:
     """Reads the registers of one event's samples, on one architecture.
 
-    `registers` reads, at the place that the layout tells, the ABI (0: there are none), all
-    registers of the mask, and the size of the stack's piece that follows. Of the registers, pc,
-    sp, fp and lr stand at those indices; where the mask lacks one, at that of the ABI.
+    `registers` reads, at the place that the layout tells, what Fields have from the ABI on (0:
+    there are no registers). Of the registers, pc, sp, fp and lr stand at those indices of the
+    Fields; where the mask lacks one, at that of the ABI. `whole` reads all Fields of a sample
+    without callchain at one go, those of the first `whole_size` bytes of its record; it is None
+    where they lie elsewhere in each sample.
     """
 
     def __init__(self, event: Event, arch: Architecture, order: str):
@@ -58,11 +79,16 @@ class SampleReader:
         gaps = [b - a - 1 for a, b in zip([-1, *kept], [*kept, len(bits)], strict=True)]
         fields = "Q".join("" if not gap else f"{8 * gap}x" for gap in gaps)
         has_stack = self.layout.has_stack
-        struct = Struct(f"{order}Q{fields}{'Q' if has_stack else '0s'}")
+        format = f"Q{fields}{'Q' if has_stack else '0s'}"
+        struct = Struct(order + format)
         self.registers, self.size = struct.unpack_from, struct.size
-        places = {self.numbers[index]: n for n, index in enumerate(kept, 1)}
-        self.pc, self.sp, self.fp, self.lr = (places.get(number, 0) for number in wanted)
-        self.usable = bool(self.layout.has_regs and self.pc and self.sp)
+        places = {self.numbers[index]: ABI + n for n, index in enumerate(kept, 1)}
+        self.pc, self.sp, self.fp, self.lr = (places.get(number, ABI) for number in wanted)
+        self.usable = bool(self.layout.has_regs and arch.pc in places and arch.sp in places)
+        self.whole_size = self.layout.head_size + self.size
+        self.whole: Callable[[memoryview, int], Fields] | None = None
+        if self.usable and self.layout.is_plain and self.layout.time is not None:
+            self.whole = Struct(self.layout.format + format).unpack_from
         self._all = Struct(f"{order}{len(bits)}Q").unpack_from
 
     def all_registers(self, data: memoryview, here: int) -> dict[int, int]:

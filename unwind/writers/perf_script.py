@@ -51,31 +51,34 @@ class ScriptWriter:
         self._kernel = _Lines(lambda pc: self._line(pc, kernel_site(pc, False)))
         self._kernel_callers = _Lines(lambda pc: self._line(pc, kernel_site(pc, True)))
 
-    def sample(
+    def write(
         self,
         sample: Sample,
         kernel: Sequence[int],
         pcs: Sequence[int],
         how: How | None,
-    ) -> str:
-        """The text of one sample, its empty line included."""
+        into: list[str],
+    ) -> None:
+        """Put the lines of one sample, its empty one included, behind what is in `into`."""
         space = sample[6]
         if space is not self._space:
             self._space = space
             self._innermost, self._callers = self._lines_of(space)
-        callers = self._callers
-        parts = [self._head(sample)] if self._has_head else []
+        if self._has_head:
+            into.append(self._head(sample))
         if kernel:
-            parts.append(self._kernel[kernel[0]])
-            parts += map(self._kernel_callers.__getitem__, kernel[1:])
-        if how is None:
-            parts += map(self._innermost.__getitem__, pcs[:1])
-            parts += map(callers.__getitem__, pcs[1:])
-        else:
+            into.append(self._kernel[kernel[0]])
+            into += map(self._kernel_callers.__getitem__, kernel[1:])
+        innermost, callers = self._innermost, self._callers
+        if how is not None:
             for pc, (_, called) in zip(pcs, how, strict=True):
-                parts.append(callers[pc] if called else self._innermost[pc])
-        parts.append("\n")
-        return "".join(parts)
+                into.append(callers[pc] if called else innermost[pc])
+        elif innermost is callers:
+            into += map(callers.__getitem__, pcs)
+        elif pcs:
+            into.append(innermost[pcs[0]])
+            into += map(callers.__getitem__, pcs[1:])
+        into.append("\n")
 
     def _head(self, sample: Sample) -> str:
         """The line above the frames."""
@@ -109,8 +112,10 @@ class ScriptWriter:
                 lines.pop(key, None)
 
             weak = ref(space, forget) if space is not None else None
-            found = _Lines(self._maker(weak, False)), _Lines(self._maker(weak, True)), weak
-            lines[key] = found
+            innermost = callers = _Lines(self._maker(weak, True))
+            if self._is_named:  # only then is the place within the call, or where it stands
+                innermost = _Lines(self._maker(weak, False))
+            found = lines[key] = innermost, callers, weak
         return found[:2]
 
     def _maker(self, weak: ref[AddressSpace] | None, called: bool) -> Callable[[int], str]:
