@@ -49,12 +49,12 @@ def listed(root: Path, package: str, *paths: str) -> str:
 def test_a_module_without_symbols_is_named_with_its_build_id(plain: Path, tmp_path: Path) -> None:
     text = advice(module_of(plain), 3, root=str(tmp_path))
     assert text == (
-        f"no names for 3 frames of {plain}: --debuginfod (debug info of build-id "
+        f"no names for 3 places in {plain}: --debuginfod (debug info of build-id "
         f"{identity(plain).hex()})"
     )
     asked = advice(module_of(plain), 1, root=str(tmp_path), servers=True)
     assert asked == (
-        f"no names for 1 frame of {plain}: its debug info of build-id {identity(plain).hex()} "
+        f"no names for 1 place in {plain}: its debug info of build-id {identity(plain).hex()} "
         "is needed"
     )
 
@@ -65,7 +65,7 @@ def test_of_a_missing_file_the_file_is_needed(tmp_path: Path) -> None:
     assert text is not None
     assert text.endswith(f"--debuginfod (file of build-id {bytes(20).hex()})")
     nameless = module.replace(build_id=None)
-    assert advice(nameless, 1) == "no names for 1 frame of /opt/x.so: its file is needed"
+    assert advice(nameless, 1) == "no names for 1 place in /opt/x.so: its file is needed"
 
 
 def test_where_there_are_symbols_nothing_would_help(tmp_path: Path) -> None:
@@ -151,7 +151,7 @@ def test_it_is_said_once_for_each_module(example: Path, tmp_path: Path) -> None:
     nameless = [line for line in done.stdout.splitlines() if " ?? " in line]
     assert len(hints) == 1
     assert len(nameless) > 1
-    assert f"no names for {len(nameless)} frames of /usr/lib/" in hints[0]
+    assert f"no names for {len(nameless)} places in /usr/lib/" in hints[0]
     assert "--debuginfod" in hints[0]
     quiet = python("-m", "unwind.cli.core", core, "--sysroot", str(example), "-q")
     assert quiet.stderr == ""

@@ -31,9 +31,9 @@ _APART = {"libc6": "libc6-dbg"}  # whose debug info is in a package of another n
 
 
 def advice(
-    module: Module, frames: int, *, root: str | None = "", servers: bool = False
+    module: Module, places: int, *, root: str | None = "", servers: bool = False
 ) -> str | None:
-    """What brings names to `frames` frames of the module; None where nothing would.
+    """What brings names to `places` places in the module; None where nothing would.
 
     `root` is where its distribution lies, None where that is not here; `servers`: they were asked.
     """
@@ -47,7 +47,7 @@ def advice(
     if module.build_id is not None:
         ways = [*_ways(module, module.build_id.hex(), root), *([] if servers else ["--debuginfod"])]
         what += f" of build-id {module.build_id.hex()}"
-    count = f"no names for {frames} frame{'s' if frames != 1 else ''} of {module.name}"
+    count = f"no names for {places} place{'s' if places != 1 else ''} in {module.name}"
     return f"{count}: {', or '.join(ways)} ({what})" if ways else f"{count}: its {what} is needed"
 
 
