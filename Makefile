@@ -15,7 +15,7 @@ TEST = .venv-test/bin/python
 SOURCES := $(shell find unwind/ arch transports bpf share -type f ! -name '*.pyc' 2>/dev/null)
 
 .PHONY: help demo bpf test test-kernel test-pictures lint bench bench-live bench-perf agreement docs packages clean
-.PHONY: oracle oracle-rows oracle-steps oracle-programs oracle-tables oracle-tables-large oracle-damage fuzz
+.PHONY: oracle oracle-rows oracle-steps oracle-programs oracle-tables oracle-tables-large oracle-lines oracle-damage fuzz
 .DELETE_ON_ERROR:
 
 help:  ## this list
@@ -49,7 +49,7 @@ lint: .venv-test/ready  ## ruff and mypy, which `make test` runs as well
 	$(TEST) -m ruff format --check .
 	$(TEST) -m mypy --strict -p unwind
 
-oracle: oracle-rows oracle-steps oracle-programs oracle-tables oracle-tables-large oracle-damage  ## all of the oracles, one after another (long)
+oracle: oracle-rows oracle-steps oracle-programs oracle-tables oracle-tables-large oracle-lines oracle-damage  ## all of the oracles, one after another (long)
 
 oracle-rows: packages .venv-test/ready  ## rows and instructions against readelf, all of the machine
 	$(TEST) -m tools.oracle $(ARGS)
@@ -68,6 +68,10 @@ oracle-tables: packages .venv-test/ready  ## rows against the plain model, llvm-
 oracle-tables-large: packages .venv-test/ready  ## the same over this machine's large files
 	@sh tools/debian-packages.sh llvm-19
 	$(TEST) -m tools.tables --large $(ARGS)
+
+oracle-lines: packages .venv-test/ready  ## lines and inlined functions: llvm-symbolizer, addr2line
+	@sh tools/debian-packages.sh llvm-19
+	$(TEST) -m tools.lines $(ARGS)
 
 oracle-damage: packages .venv-test/ready  ## damaged files for gdb, eu-stack, readelf, pyelftools
 	$(TEST) -m tools.readers $(ARGS)

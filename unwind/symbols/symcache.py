@@ -64,12 +64,14 @@ class SymbolicSymbolizer(DebugSymbolizer):
         cache = self._caches[image]
         if cache is None:
             return super().locations(image, vaddr)
+        if vaddr < _load_address(image):
+            return ()
         try:
-            found = cache.lookup(vaddr)
+            found = cache.lookup(vaddr - _load_address(image))
         except self._error:
             found = []
-        # Between functions and in parts of them it misses lines that are there (13.9: one place in
-        # a hundred of libc); and it makes a place of a symbol that has no line.
+        # Between functions and in some parts of them it misses lines that are there (13.9: one place
+        # in a hundred of libc), and tells the nearest symbol, or nothing.
         if not any(place.line for place in found):
             return super().locations(image, vaddr)
         return tuple(
@@ -104,6 +106,11 @@ class SymbolicSymbolizer(DebugSymbolizer):
         if path:
             _keep(made, path)
         return made
+
+
+def _load_address(image: Image) -> int:
+    """What the cache counts from: where the first segment of a program that is no PIE lies."""
+    return image.segments[0].vaddr if image.segments else 0
 
 
 def _has_parts_elsewhere(owner: Image) -> bool:
