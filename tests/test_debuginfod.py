@@ -118,6 +118,29 @@ def test_what_no_server_has_is_not_asked_for_again(tmp_path: Path) -> None:
         assert len(server.asked) == 2
 
 
+def test_a_bar_shows_each_file(tmp_path: Path) -> None:
+    shown: list[tuple[str, int, int | None]] = []
+    closed: list[str] = []
+
+    class Bar:
+        def __init__(self, name: str):
+            self.name = name
+
+        def __call__(self, done: int, total: int | None) -> None:
+            shown.append((self.name, done, total))
+
+        def close(self) -> None:
+            closed.append(self.name)
+
+    with Server(lambda handler: handler.give(GOOD)) as server:
+        made = Client([server.url], Cache(str(tmp_path)), http=True, watch=Bar)
+        assert made.file(ID, "executable", "lib.so")
+        assert made.section(OTHER, ".eh_frame")
+    assert shown[-1] == (OTHER.hex(), len(GOOD), len(GOOD))
+    assert ("lib.so", len(GOOD), len(GOOD)) in shown
+    assert closed == ["lib.so", OTHER.hex()]
+
+
 def test_the_next_server_is_asked(tmp_path: Path) -> None:
     with (
         Server(lambda handler: handler.give(b"", 404)) as poor,
@@ -267,7 +290,8 @@ def test_a_server_that_is_not_there_is_not_asked_twice(tmp_path: Path) -> None:
 
 def test_servers_are_asked_by_https_unless_told_otherwise(tmp_path: Path) -> None:
     with Server(lambda handler: handler.give(GOOD)) as server:
-        made = Client([server.url, "ftp://x", "file:///"], Cache(str(tmp_path)))
+        urls = ["ima:enforcing", server.url, "ftp://x", "file:///"]
+        made = Client(urls, Cache(str(tmp_path)))
         assert made.file(ID, "debuginfo") is None
         assert server.asked == []
     assert "not encrypted (--debuginfod-http)" in made.warnings[0]

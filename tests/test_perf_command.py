@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from tests.recordings import build, our_stacks, record
-from tests.support import ROOT, cannot, python, run, validate
+from tests.support import ROOT, cannot, complaints, python, run, validate
 from unwind.arch.x86_64 import RSP
 from unwind.cli.perf import nanoseconds
 from unwind.files import Files
@@ -32,10 +32,10 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def perf(*arguments: str | Path) -> str:
-    """What unwind-perf prints, and nothing on standard error but warnings."""
+    """What unwind-perf prints, and nothing on standard error but warnings and hints."""
     done = python("-m", "unwind.cli.perf", *arguments)
     assert done.returncode == 0, done.stderr
-    assert all(": warning: " in line for line in done.stderr.splitlines())
+    assert all(": warning: " in line for line in complaints(done.stderr).splitlines())
     return done.stdout
 
 

@@ -76,7 +76,9 @@ def _command(options: Options) -> int:
         raise SourceError("--count says how often --every looks, and that is not given")
     if options.record is not None and options.every is not None:
         raise SourceError("--record keeps one look at the process, and --every takes many")
-    with files_of(options) as files:
+    from unwind.live.files import OthersFiles
+
+    with OthersFiles(files_of(options)) as files:
         if options.every is None:
             with _opened(options, files) as source:
                 return print_stacks(_PROG, options, source, files)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 
+from unwind.cli.hints import print_hints
 from unwind.cli.kernel_names import kernel_names
 from unwind.cli.names import names_of
 from unwind.cli.perf_samples import AT_ONCE, Chooser, is_in
@@ -40,6 +41,7 @@ if TYPE_CHECKING:
     ]
 
 _ALL: Share = 0, 1
+_MOST_HINTS = 3  # modules that are said to have no names
 
 
 class Report:
@@ -294,6 +296,8 @@ class Report:
             self._warn(f"{changes.damaged} records are damaged and were skipped")
         for name, problem in self.names.problems.items():
             self._warn(f"{name}: no symbols: {problem}")
+        if self.options.jobs == 1:  # what other processes could not name, they keep
+            print_hints(self.prog, self.options, self.names.unnamed, most=_MOST_HINTS)
 
     def _warn(self, text: str) -> None:
         from unwind.writers.escape import escape

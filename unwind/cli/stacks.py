@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import sys
 
+from unwind.cli.hints import print_hints
 from unwind.cli.made_code import made_code
 from unwind.cli.names import add_name_options, names_of, source_line_of
 from unwind.cli.plumbing import Progress, wants_colour, warn
@@ -39,7 +40,6 @@ if TYPE_CHECKING:
     from unwind.snapshot import RecordedSource, Snapshot, Source
     from unwind.unwinder import Unwinder
 
-_MOST_ADVICE = 10
 _AT_ONCE = 100  # texts that are put out together: that of one thread is little for a system call
 
 
@@ -243,7 +243,9 @@ class _Report:
             judge = self.judge if self.options.cross_check else None
             write_record(self.options, self.source, snapshots, self.unwinder, judge)
         if not self.options.quiet:
-            self._advise()
+            # A snapshot may be of another machine, whose packages nobody here knows.
+            is_here = self.source.kind != "snapshot"
+            print_hints(self.prog, self.options, self.names.unnamed, is_here=is_here)
         return 1 if self.options.strict and not complete else 0
 
     def _chosen(self) -> list[Snapshot]:
@@ -376,22 +378,6 @@ class _Report:
                 yield from opinion_lines(cross_check(self.judge, place))
 
         return notes
-
-    def _advise(self) -> None:
-        """Say once for each module without names what would bring them."""
-        if not self.names.unnamed:
-            return
-        from unwind.advice import advice
-        from unwind.writers.escape import escape
-
-        # A snapshot may be of another machine, whose packages nobody here knows.
-        root = None if self.source.kind == "snapshot" else self.options.sysroot or ""
-        said = 0
-        for module, frames in self.names.unnamed.items():
-            text = advice(module, frames, root=root, servers=self.options.debuginfod)
-            if text is not None and (said := said + 1) <= _MOST_ADVICE:
-                sys.stdout.flush()
-                print(f"{self.prog}: hint: {escape(text)}", file=sys.stderr)
 
     def _warn(self, text: str) -> None:
         from unwind.writers.escape import escape

@@ -74,6 +74,8 @@ class Client:
         found = []
         for server in dict.fromkeys(each.rstrip("/") for each in servers):
             scheme = server.partition("://")[0].lower()
+            if scheme.startswith("ima:"):
+                continue  # how strictly elfutils looks at signatures of the servers after it
             if scheme == "https" or (scheme == "http" and self.http):
                 found.append(server)
             elif scheme == "http":
