@@ -11,7 +11,9 @@
 #include "vmlinux.h"
 
 #define PAGE_SIZE	4096
+#ifndef MOST_PAGES
 #define MOST_PAGES	2049	/* 8 MB, and the page that the stack pointer lies in */
+#endif
 
 enum event_version {
 	EVENT_VERSION = 1,

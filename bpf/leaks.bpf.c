@@ -11,6 +11,9 @@
  *
  * Of calls within calls (calloc's of malloc) the outermost counts.
  */
+/* 256 kB: of more, the verifier of Linux 6.1 follows too many, page by page. */
+#define MOST_PAGES	65
+
 #include "send.h"
 #include "leaks.h"
 
@@ -266,6 +269,8 @@ inline_always __u64 key_of(const USER_REGS *regs, const struct plan *plan, __u32
 	mix(&hashing, settled, plan->generation);
 	mix(&hashing, 0, epoch);
 	mix(&hashing, 1, USER_PC(regs));
+	/* Linux 6.1 takes no loop that begins right behind a call. */
+#pragma unroll
 	for (__u32 n = 0; n < sizeof(preserved) / sizeof(preserved[0]); n++)
 		mix_word(&hashing, plan, -8ull * (n + 1), preserved[n]);
 	chunks = (hashing.reach + CHUNK_SIZE - 1) / CHUNK_SIZE + 1;

@@ -197,7 +197,10 @@ inline_always bool send_bucket(const struct moment *moment, const USER_REGS *reg
 inline_always bool send_bucketed(const struct moment *moment, const USER_REGS *regs, __u32 pages)
 {
 	BUCKET(0) BUCKET(1) BUCKET(2) BUCKET(3) BUCKET(5) BUCKET(9) BUCKET(17) BUCKET(33)
-	BUCKET(65) BUCKET(129) BUCKET(257) BUCKET(513) BUCKET(1025) BUCKET(MOST_PAGES)
+#if MOST_PAGES > 65
+	BUCKET(65) BUCKET(129) BUCKET(257) BUCKET(513) BUCKET(1025)
+#endif
+	BUCKET(MOST_PAGES)
 	return 0;
 }
 

@@ -30,6 +30,7 @@ _OLD_ENOUGH = 500  # milliseconds: what is younger may well be freed yet
 _INTERVAL = 5.0  # seconds between reports of a process that was there before
 _TOP = 10
 _MOST_KEYS = 48_000  # of 65,536 for which the kernel has room
+_MOST_STACK = 256 << 10  # bytes: MOST_PAGES of bpf/leaks.bpf.c
 _AT_ONCE = 0.1  # seconds between two looks at the process
 _LARGEST = (1 << 64) - 1
 
@@ -52,7 +53,7 @@ def print_leaks(options: Options, stopping: Stopping, files: Files) -> int:
         probes = Probes(target.pid, target.objects, wanted)
         ring = RingOptions(
             pid=target.pid,
-            stack_size=options.stack_size << 10,
+            stack_size=min(options.stack_size << 10, _MOST_STACK),
             ring_size=options.ring_size << 20,
         )
         with TRANSPORT.watch(probes, files, ring) as source:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from stat import S_ISREG
 
 from unwind.elf import PT, Elf
 from unwind.errors import FormatError, SourceError
@@ -93,9 +94,12 @@ def _is_called(name: str, wanted: str) -> bool:
 
 
 def _elf(path: str) -> Elf:
-    """A file read whole: it is not kept, and may change."""
+    """A file read whole: it is not kept, and may change. FormatError for what is no plain file."""
     with open(path, "rb") as file:
-        return Elf(file.read(_LARGEST), path)
+        found = os.fstat(file.fileno())
+        if not S_ISREG(found.st_mode) or found.st_size > _LARGEST:
+            raise FormatError("no file of a program", path)
+        return Elf(file.read(), path)
 
 
 def _program(name: str, environment: Mapping[str, str]) -> str:
