@@ -287,3 +287,33 @@ def test_a_package_of_split_units_is_found(tmp_path: Path, place: str) -> None:
     assert found.section(".debug_cu_index") is not None
     (root / place).write_bytes(b"\x7fELF")
     assert Files(sysroot=str(root)).split_package(image.elf, str(program)) is None
+
+
+def test_the_shared_file_lies_where_debian_puts_it(tmp_path: Path) -> None:
+    built(tmp_path, name="one")
+    built(tmp_path, name="two")
+    named = "../../.dwz/x86_64/common.debug"
+    tool(tmp_path, "dwz", "-m", "common.debug", "-M", named, "one", "two")
+    debug = tmp_path / "usr/lib/debug"
+    stored = by_id(debug, identity(tmp_path / "one"))
+    os.rename(tmp_path / "one", stored)
+    (debug / ".dwz/x86_64").mkdir(parents=True)
+    os.rename(tmp_path / "common.debug", debug / ".dwz/x86_64/common.debug")
+    for files in (Files(), Files(sysroot=str(tmp_path))):
+        found = files.alternate(opened(stored, Files()).elf)
+        assert found is not None
+        assert os.path.realpath(found.path) == str(debug / ".dwz/x86_64/common.debug")
+    os.rename(debug / ".dwz/x86_64/common.debug", debug / ".dwz/common.debug")
+    assert Files(debug_dirs=[str(debug)]).alternate(opened(stored, Files()).elf) is not None
+
+
+def test_a_shared_path_does_not_lead_out_of_the_sysroot(tmp_path: Path) -> None:
+    inside = tmp_path / "root/bin"
+    inside.mkdir(parents=True)
+    elf = dwz(tmp_path / "outside", "-M", f"{tmp_path}/outside/common.debug")
+    assert Files().alternate(elf) is not None
+    os.rename(tmp_path / "outside/one", inside / "one")
+    files = Files(sysroot=str(tmp_path / "root"))
+    image = files.image("/bin/one", None).image
+    assert image is not None
+    assert files.alternate(image.elf) is None
