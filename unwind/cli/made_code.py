@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from unwind.perf.jit import JitMaps
-
 __all__ = ["made_code"]
 
 TYPE_CHECKING = False
@@ -11,7 +9,9 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from unwind.cli.options import Options
+    from unwind.perf.jit import JitMaps
     from unwind.snapshot import Snapshot, Source
+    from unwind.space import AddressSpace
 
 _OF_A_PROCESS = "process"
 
@@ -32,8 +32,23 @@ def made_code(
     if source.kind == _OF_A_PROCESS:
         root = root or f"/proc/{pid}/root"
         pattern = pattern or f"{root}/tmp/perf-{_own_id(pid)}.map"
-    maps, regions = JitMaps(pattern or "", root), snapshots[0].space.regions
-    return lambda address: maps.find(pid, address, regions)
+    return _MadeCode(pid, snapshots[0].space, pattern or "", root).find
+
+
+class _MadeCode:
+    """The maps of a process, made when something has no name: few stacks have made code."""
+
+    def __init__(self, pid: int, space: AddressSpace, pattern: str, root: str):
+        self._pid, self._space, self._where = pid, space, (pattern, root)
+        self._maps: JitMaps | None = None
+
+    def find(self, address: int) -> tuple[str, int] | None:
+        """The name of the code at `address`, and the offset in it."""
+        if self._maps is None:
+            from unwind.perf.jit import JitMaps
+
+            self._maps = JitMaps(*self._where)
+        return self._maps.find(self._pid, address, self._space.regions)
 
 
 def _own_id(pid: int) -> int:
