@@ -160,7 +160,7 @@ def test_cut_stacks_and_the_kernel_have_their_own_colours() -> None:
     for path, n in nodes(data):
         cut = len(path) > 1 and path[1].startswith("[truncated: ")
         assert (data["functions"][data["function"][n]][2] == CUT) == cut
-    kernel = {name for name, _, colour, _ in data["functions"] if colour == KERNEL}
+    kernel = {name for name, _, colour, *_ in data["functions"] if colour == KERNEL}
     assert kernel == {"do_syscall_64"}
 
 

@@ -173,7 +173,7 @@ def test_folded_stacks_have_inlined_functions_in_their_place(crash: Path) -> Non
 
 def test_pictures_mark_inlined_functions(crash: Path) -> None:
     found = columns(profile_of(crash))
-    marked = {base(name) for name, _, _, flags in found.functions if flags & INLINED}
+    marked = {base(name) for name, _, _, flags, _ in found.functions if flags & INLINED}
     assert marked >= {function for function, _ in CHAIN[:3]}
     assert "shop::run(int)" not in marked
 

@@ -26,6 +26,7 @@
   })();
 
   const name = (n) => data.functions[data.function[n]][0];
+  const short = (n) => data.functions[data.function[n]][4] || name(n);
   const file = (n) => data.files[data.functions[data.function[n]][1]];
   const colour = (n) => data.functions[data.function[n]][2];
   const inlined = (n) => data.functions[data.function[n]][3];
@@ -181,7 +182,7 @@
   const top = (depth) => (flipped ? depth : depths - depth) * ROW;
 
   function place(n, x, wide, extra) {
-    const element = make("div", classes(n) + extra, wide > 24 ? name(n) : "");
+    const element = make("div", classes(n) + extra, wide > 24 ? short(n) : "");
     if (wide <= 24) element.classList.add("thin");
     element.style.left = x + "px";
     element.style.width = Math.max(wide - 1, 0.5) + "px";

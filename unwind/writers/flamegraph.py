@@ -80,7 +80,7 @@ def _drawn(profile: Profile, found: Columns, n: int, x: float, y: int, width: fl
     """A node of the static picture: what a pointer on it tells, a rectangle and its label."""
     name, total = found.functions[found.function[n]][0], found.total[n]
     told = f"{name}: {share(total, found.total[0])}, {amount(total, profile.unit)}"
-    shown = _shortened(name, width - 6)
+    shown = _shortened(found.functions[found.function[n]][4] or name, width - 6)
     text = f'<text x="{x + 4:.2f}" y="{y + 13}">{_text(shown)}</text>' if shown else ""
     return (
         f'<g><title>{_text(told)}</title><rect class="{_classes(found, n)}" x="{x:.2f}"'

@@ -6,7 +6,7 @@ The picture's script reads them as JSON; the static picture is drawn from them a
 from __future__ import annotations
 
 from unwind.call_tree import call_tree, compare, kept
-from unwind.writers.labels import label
+from unwind.writers.labels import label, short
 
 __all__ = ["COLOURS", "CUT", "INLINED", "KERNEL", "OTHER", "PROCESS", "Columns", "columns", "json"]
 
@@ -32,15 +32,16 @@ INLINED = 1  # flags of a function
 class Columns:
     """The nodes of a tree, each before its callees, and what they point to.
 
-    `functions` are (name, number of its file or -1, colour, flags). A node has its depth (that of
-    the root is 0), function, weight with and without its callees, and samples; `guessed` the
-    weight, by Trust, of frames not found by CFI; `base` the scaled weight in the other profile.
+    `functions` are (name, number of its file or -1, colour, flags, and a shorter name, "" where
+    there is none). A node has its depth (that of the root is 0), function, weight with and without
+    its callees, and samples; `guessed` the weight, by Trust, of frames not found by CFI; `base`
+    the scaled weight in the other profile.
     `left_out` is how many nodes were too small to be drawn.
     """
 
     def __init__(self) -> None:
         self.files: list[str] = []
-        self.functions: list[tuple[str, int, int, int]] = []
+        self.functions: list[tuple[str, int, int, int, str]] = []
         self.depth: list[int] = []
         self.function: list[int] = []
         self.total: list[int] = []
@@ -74,7 +75,9 @@ def columns(profile: Profile, base: Profile | None = None) -> Columns:
             binary = function.binary
             file = -1 if binary is None else files[binary]
             colour = CUT if cut else _colour(function, file)
-            found.functions.append((label(function.name), file, colour, function.inlined))
+            name, less = label(function.name), label(short(function.name))
+            drawable = less if less != name else ""
+            found.functions.append((name, file, colour, function.inlined, drawable))
         if node.guessed:
             found.guessed[len(found.depth)] = dict(sorted(node.guessed.items()))
         found.depth.append(depth)
