@@ -1,7 +1,9 @@
-"""unwind-memleak under kernels that have kprobes: Debian's, booted under qemu-system.
+"""What wants BPF under kernels that have kprobes: Debian's, booted under qemu-system.
 
-`make test-kernel` boots them with a root over 9p and runs the command there while short-lived
-processes come and go. On x86_64 the root is this machine's own, on arm64 one of Debian's packages.
+`make test-kernel` boots them with a root over 9p and runs unwind-memleak there while short-lived
+processes come and go, unwind-profile, and unwind-live --no-stop.
+
+On x86_64 the root is this machine's own, on arm64 one of Debian's packages.
 """
 
 from __future__ import annotations
@@ -49,6 +51,7 @@ MODULES = (
 # What a root of another processor needs, with all that these depend on.
 PACKAGES = ("python3-minimal", "libpython3.11-stdlib", "libbpf1", "dash", "coreutils")
 CLOCK = "cpu-clock@50"
+LOOK, PROFILE = "look", "profile"
 SECONDS = 6
 
 
@@ -114,11 +117,15 @@ def guest(kernel: Path, busybox: Path, command: str, places: Sequence[str]) -> b
         "mount -t tracefs tracefs /h/sys/kernel/tracing",
         "echo KALLSYMS; grep ' do_exit$' /proc/kallsyms",
         "(while :; do chroot /h /bin/true; sleep 0.2; done) &",
+        "chroot /h /bin/sleep 1000 & export SLEEPER=$!",
+        "export PYTHONDONTWRITEBYTECODE=1",
     ]
-    for place in places:
-        words = f"-m unwind.cli.memleak --symbol {place} --duration {SECONDS}"
-        whole = f"PYTHONDONTWRITEBYTECODE=1; export PYTHONDONTWRITEBYTECODE; {command} {words}"
-        lines += [f"echo '<<< {place}'", f'chroot /h /bin/sh -c "{whole}"', "echo '>>>'"]
+    runs = {place: f"memleak --symbol {place} --duration {SECONDS}" for place in places}
+    runs |= {LOOK: "live --no-stop --registers $SLEEPER"}
+    runs |= {PROFILE: f"profiler -a -F 50 --folded --duration {SECONDS}"}
+    for name, words in runs.items():
+        whole = f"{command} -m unwind.cli.{words}"
+        lines += [f"echo '<<< {name}'", f'chroot /h /bin/sh -c "{whole}"', "echo '>>>'"]
     lines.append("poweroff -f")
     members = {f"lib/{name}.ko": found[name].read_bytes() for name in modules}
     members |= {"init": "\n".join(lines).encode() + b"\n", "bin/busybox": busybox.read_bytes()}
@@ -161,9 +168,23 @@ def faults(printed: str, places: Sequence[str]) -> Iterator[str]:
             yield f"{place}: dropped {found['dropped']}"
         if place != CLOCK:  # which may meet anything
             yield from (f"{place}: {fault}" for fault in _faults_of(stacks_of(said)))
+    yield from _faults_of_look(runs.get(LOOK, ""))
+    if not re.search(r"^true;.*;_start;", runs.get(PROFILE, ""), re.M) and not re.search(
+        r"^\S+;(_start|.*libc_start).* \d+$", runs.get(PROFILE, ""), re.M
+    ):
+        yield f"{PROFILE}: no stack from the beginning of a program"
     where = re.findall(r"\[event\] .* pc=0x([0-9a-f]+)", runs.get("do_exit", ""))
     start = int(told[1], 16) if told else 0
     yield from (f"do_exit: pc={pc}" for pc in where if not 0 <= int(pc, 16) - start < 32)
+
+
+def _faults_of_look(printed: str) -> Iterator[str]:
+    """All registers of who sleeps, and a stack that is complete, or as far as the page goes."""
+    registers = set(re.findall(r"^ +(\w+) 0x[0-9a-f]{16}", printed.partition("\n#1")[0], re.M))
+    if len(registers) < 6:  # a column of them
+        yield f"{LOOK}: registers {sorted(registers)}"
+    if "nanosleep" not in printed or "stack ends here" in printed:
+        yield f"{LOOK}: no complete stack"
 
 
 def _faults_of(events: list[tuple[int, str, list[tuple[str, str, str]]]]) -> Iterator[str]:

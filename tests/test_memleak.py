@@ -20,7 +20,7 @@ from tests.events import need_bpf
 from tests.support import ROOT, as_nobody, need, python, validate
 from unwind.bpf.objects import built_in
 from unwind.errors import SourceError
-from unwind.events.points import has_kprobes
+from unwind.events.refusals import has_kprobes
 
 MODULE = "unwind.cli.memleak"
 EVENT = re.compile(r"\[event\] pid=(\d+) comm=(\S+) pc=0x[0-9a-f]+")

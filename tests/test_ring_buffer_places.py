@@ -215,7 +215,9 @@ def _of_the_kernel() -> list[str]:
     ("place", "said"),
     [
         ("sched:no_such_point", "cannot attach to sched:no_such_point"),
-        ("/bin/sh:no_such_function", "cannot attach to"),
+        ("/bin/sh:no_such_function", "there is no function 'no_such_function' in it"),
+        ("ret:/bin/sh:no_such_function", "there is no function 'no_such_function' in it"),
+        ("ret:do_exit", "no function of a file"),
         ("/no/such/file:main", "cannot attach to /no/such/file"),
         ("btf:no_such_point", "cannot attach to no_such_point|does not load"),
         ("cpu-clock@0", "no number of samples"),
@@ -226,6 +228,21 @@ def _of_the_kernel() -> list[str]:
 def test_a_place_that_is_none_is_refused(place: str, said: str) -> None:
     with pytest.raises(SourceError, match=said), caught(place):
         pass
+
+
+def test_a_function_of_the_kernel_is_refused_with_what_there_is_instead() -> None:
+    """kprobe and fentry, where this kernel has none of them: the hint has what it does have."""
+    refused = []
+    for place in ("vfs_read", "fentry:vfs_read"):
+        try:
+            with caught(place):
+                pass
+        except SourceError as error:
+            refused.append(error)
+    for error in refused:
+        assert "no kprobes" in str(error) or "runs no program" in str(error)
+        for kind in ("CATEGORY:NAME", "PATH:FUNCTION", "cpu-clock@N"):
+            assert kind in error.hint
 
 
 def test_what_the_verifier_says_is_kept(tmp_path: Path) -> None:

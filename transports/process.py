@@ -153,8 +153,8 @@ class _ProcessTransport:
         """The process whose id is `path`, stopped for `longest_stop` seconds at most.
 
         It runs on by the time this returns or raises. With `stop` False it is not stopped at all,
-        and only threads that are blocked in the kernel can be seen: with all their registers where a
-        BPF program may be run, else by pc and sp alone.
+        and only threads that are blocked in the kernel can be seen: with all their registers where
+        a BPF program may be run, else by pc and sp alone.
 
         Raises SourceError where there is no such process or it may not be looked at,
         UnsupportedArchitecture for code that no file in arch/ describes.

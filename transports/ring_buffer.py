@@ -15,7 +15,8 @@ from unwind.errors import FormatError, SourceError, UnsupportedArchitecture
 from unwind.events.event import read_layout
 from unwind.events.late import late_stack
 from unwind.events.memory import EventMemory
-from unwind.events.points import explained, point
+from unwind.events.points import point
+from unwind.events.refusals import explained
 from unwind.events.settings import settings
 from unwind.events.spaces import Spaces
 from unwind.registry import architectures

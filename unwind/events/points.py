@@ -12,14 +12,14 @@ cpu-clock@99                whatever runs, so many times a second on each proces
 from __future__ import annotations
 
 import os
-from errno import EACCES, ENOENT, EOPNOTSUPP, EPERM, ESRCH
 
 from unwind.bpf.libbpf import BpfError
 from unwind.errors import SourceError
 from unwind.events.perf_event import open_cpu_clock, processors
+from unwind.events.refusals import TRACEFS, explained, has_kprobes, no_kprobes
 from unwind.values import Value
 
-__all__ = ["Point", "explained", "has_kprobes", "kernel_point", "point"]
+__all__ = ["Point", "kernel_point", "point"]
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -28,20 +28,13 @@ if TYPE_CHECKING:
 
     from unwind.bpf.libbpf import BpfObject, Link, Program
 
-_ENOTSUPP = 524  # of the kernel alone: arm64 before Linux 6.4 has no trampolines for fentry
 _CLOCK = "cpu-clock@"
 _RETURN = "ret:"
 _PREFIXES = {"raw:": "raw_tracepoint", "btf:": "btf_tracepoint", "fentry:": "fentry"}
 _TYPED = ("btf_tracepoint", "fentry")
 _FASTEST = 100_000  # samples a second
-_NOWHERE = (ENOENT, EOPNOTSUPP, ESRCH, _ENOTSUPP)
-_OTHERS = (
-    "it may have CATEGORY:NAME, raw:NAME, btf:NAME (tracepoints), PATH:FUNCTION, "
-    "ret:PATH:FUNCTION, cpu-clock@N"
-)
 # What serves in place of a function where the kernel has no kprobes.
 _TRACEPOINTS = {"do_exit": ("sched", "sched_process_exit")}
-_TRACEFS = ("/sys/kernel/tracing/events", "/sys/kernel/debug/tracing/events")
 
 
 if TYPE_CHECKING:
@@ -120,7 +113,10 @@ class Point(Value):
             case "uprobe" | "uretprobe":
                 where = self.name, self.inside or None, self.number
                 returning = self.kind == "uretprobe"
-                return [program.attach_uprobe(*where, pid, cookie, returning=returning)]
+                try:
+                    return [program.attach_uprobe(*where, pid, cookie, returning=returning)]
+                except BpfError as error:
+                    raise explained(error, self.kind, self.inside) from None
         handles = [open_cpu_clock(cpu, self.number) for cpu in processors()]
         return [program.attach_perf_event(handle) for handle in handles]
 
@@ -162,31 +158,8 @@ def kernel_point(function: str) -> Point:
         return Point("kprobe", function)
     instead = _TRACEPOINTS.get(function)
     if instead is None:
-        raise SourceError(
-            "this kernel has no kprobes (CONFIG_KPROBES)",
-            function,
-            "it has tracepoints: CATEGORY:NAME, as in sched:sched_process_exit; and of files: "
-            "PATH:FUNCTION",
-        )
+        raise no_kprobes(function)
     category, name = instead
-    if any(os.path.exists(f"{directory}/{category}/{name}") for directory in _TRACEFS):
+    if any(os.path.exists(f"{directory}/{category}/{name}") for directory in TRACEFS):
         return Point("tracepoint", name, category)
     return Point("raw_tracepoint", name)
-
-
-def has_kprobes() -> bool:
-    """Whether functions of the running kernel can be probed."""
-    return os.path.exists("/sys/bus/event_source/devices/kprobe")
-
-
-def explained(error: BpfError, kind: str) -> SourceError:
-    """What helps where the kernel refuses to load or to attach."""
-    if error.number in (EPERM, EACCES) and os.geteuid() != 0:
-        return SourceError(
-            "the kernel lets only the privileged load BPF programs",
-            hint="run it by sudo, or with CAP_BPF, CAP_PERFMON and CAP_SYS_PTRACE",
-        )
-    if error.number in _NOWHERE or (error.number == EPERM and kind == "fentry"):
-        hint = "there is no such place, or this kernel cannot be probed there: " + _OTHERS
-        return BpfError(error.reason, error.path, hint, error.number, error.log)
-    return error
