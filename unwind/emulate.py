@@ -268,14 +268,7 @@ class _Run:
                 slot = number + 1
                 annulled = self.delay_slot(machine, slot)
             if machine.targets:
-                for target in machine.targets:
-                    machine.shared = True
-                    where = self.number.get(target)
-                    if where is None:
-                        self.leaves.append((target, machine.state))
-                    else:
-                        self.wait(where, machine.state)
-                machine.targets.clear()
+                self.branch(machine)
             if machine.called and not is_padding:
                 if self.never and _target(instruction[3]) in self.never:
                     break
@@ -303,6 +296,17 @@ class _Run:
         self.askew += machine.askew
         self.returned |= machine.returned
         self.popped |= machine.popped
+
+    def branch(self, machine: Machine) -> None:
+        """Control may go where the last instruction leads, with the state as it is."""
+        for target in machine.targets:
+            machine.shared = True
+            where = self.number.get(target)
+            if where is None:
+                self.leaves.append((target, machine.state))
+            else:
+                self.wait(where, machine.state)
+        machine.targets.clear()
 
     def moves(self, start: int, last: int) -> None:
         """The stack pointer is another one each time in the loop from `start` on, to `last`."""
