@@ -579,6 +579,68 @@ def test_debug_info_for_names_comes_from_a_server(tmp_path: Path) -> None:
         assert len(server.asked) == 1
 
 
+NO_CFI = """
+#include <unistd.h>
+int inner(int n) { pause(); return n + 1; }
+int outer(int n) { return inner(n) + 1; }
+int main(void) { return outer(1); }
+"""
+
+
+@pytest.mark.parametrize("does_sections", [True, False])
+@pytest.mark.parametrize("packed", [True, False])
+def test_a_program_without_cfi_has_that_of_its_debug_file(
+    tmp_path: Path, does_sections: bool, packed: bool
+) -> None:
+    flags = ("-O0", "-fomit-frame-pointer", "-fno-asynchronous-unwind-tables")
+    program = built(tmp_path, *flags, "-fno-inline", source=NO_CFI)
+    if packed:
+        tool(tmp_path, "objcopy", "--compress-debug-sections", "program", "whole")
+    else:
+        shutil.copy(program, tmp_path / "whole")
+    tool(tmp_path, "objcopy", "--only-keep-debug", "whole", "whole.debug")
+    tool(tmp_path, "strip", "program")
+    debug = (tmp_path / "whole.debug").read_bytes()
+    elf = Elf(debug)
+    section = elf.section(".debug_frame")
+    assert section is not None
+    raw = debug[section.offset : section.offset + section.size]
+
+    def answer(handler: Handler) -> None:
+        if identity(program).hex() not in handler.path:
+            return handler.give(b"", 404)
+        if handler.path.endswith("/section/.debug_frame"):
+            return handler.give(raw) if does_sections else handler.give(b"", 400)
+        return handler.give(debug) if handler.path.endswith("/debuginfo") else None
+
+    with Server(answer) as server, subprocess.Popen([program]) as running:
+        try:
+            wait_for_pause(running.pid)
+            command = ("-m", "unwind.cli.live", str(running.pid), "--no-fallback")
+            cut = python(*command)
+            words = ("--debuginfod=auto", "--debuginfod-http")
+            where = {"DEBUGINFOD_CACHE_PATH": str(tmp_path / "cache"), "no_proxy": "127.0.0.1"}
+            mended = python(*command, *words, DEBUGINFOD_URLS=server.url, **where)
+        finally:
+            running.kill()
+    assert len(pcs(cut.stdout)) == 2
+    assert "stack ends here" in cut.stdout
+    assert "stack ends here" not in mended.stdout, mended.stdout + mended.stderr
+    assert len(pcs(mended.stdout)) >= 6
+    assert fetched(tmp_path) == ({"section-.debug_frame"} if does_sections else {"debuginfo"})
+
+
+def wait_for_pause(pid: int) -> None:
+    """Until the process waits in pause(2)."""
+    for _ in range(500):
+        with contextlib.suppress(OSError):
+            number = Path(f"/proc/{pid}/syscall").read_text().split()[0]
+            if number in ("34", "73"):  # pause, ppoll
+                return
+        time.sleep(0.01)
+    pytest.fail("the program does not come to its pause")
+
+
 def shop(*files: bytes) -> Callable[[Handler], None]:
     """Answers with the whole of programs, by their build-ids."""
     known = {(Elf(data).build_id or b"").hex(): data for data in files}

@@ -76,7 +76,7 @@ class Mender:
                 yield frame.module
         if stack.end in (End.NO_ROW, End.NO_MODULE) and stack.frames:
             module = stack.frames[-1].module
-            if module is not None and module.image is not None and not module.image.unwind_kinds:
+            if module is not None and module.image is not None and module.image.debug is None:
                 yield module
 
     def _image(self, module: Module, build_id: bytes, memory: Memory) -> Image | None:
@@ -117,7 +117,7 @@ class Mender:
             except FormatError as error:
                 self.warnings.append(f"{module.name}: {error}; it was not used")
         debug = debug or self.files.fetched(build_id, "debuginfo", module.name)
-        if debug is None or not debug.unwind_kinds:
+        if debug is None or "debug_frame" not in debug.unwind_kinds:
             return None
         return Image(image.elf, image.path, debug=lambda _: debug)
 

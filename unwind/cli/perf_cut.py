@@ -39,7 +39,7 @@ def allow_cut_modules(options: Options, files: Files) -> None:
 
 
 def _cut_in(options: Options, source: PerfSource, progress: Progress) -> set[bytes]:
-    """The build-ids of modules without file or CFI that stacks end in."""
+    """The build-ids of modules without file or debug file that stacks end in."""
     unwinder = Unwinder(source.arch, sources_of(options, source.arch), DEFAULT_LIMIT)
     sampler, call_before = Sampler(source.snapshot, unwinder), source.arch.call_before
     found: set[bytes] = set()
@@ -54,6 +54,6 @@ def _cut_in(options: Options, source: PerfSource, progress: Progress) -> set[byt
         module = sample[6].find(call_before(pcs[-1]) if len(pcs) > 1 else pcs[-1])
         if module is None or module.build_id is None:
             continue
-        if module.image is None or not module.image.unwind_kinds:
+        if module.image is None or module.image.debug is None:
             found.add(module.build_id)
     return found
