@@ -255,8 +255,8 @@ inline_always __u64 key_of_walk(const USER_REGS *regs, const struct plan *plan, 
 inline_always __u64 key_of(const USER_REGS *regs, const struct plan *plan, __u32 epoch,
 			   bool settled)
 {
-	const __u64 preserved[] = PRESERVED(regs);
 	struct hashing hashing = { .settled = settled };
+	__u64 place = -1;	/* of a register: none of the stack's */
 	__u64 walked = settled ? key_of_walk(regs, plan, epoch) : 0;
 	__u32 chunks;
 
@@ -269,10 +269,9 @@ inline_always __u64 key_of(const USER_REGS *regs, const struct plan *plan, __u32
 	mix(&hashing, settled, plan->generation);
 	mix(&hashing, 0, epoch);
 	mix(&hashing, 1, USER_PC(regs));
-	/* Linux 6.1 takes no loop that begins right behind a call. */
-#pragma unroll
-	for (__u32 n = 0; n < sizeof(preserved) / sizeof(preserved[0]); n++)
-		mix_word(&hashing, plan, -8ull * (n + 1), preserved[n]);
+#define MIX(word) mix_word(&hashing, plan, place--, (word));
+	PRESERVED(MIX, regs)
+#undef MIX
 	chunks = (hashing.reach + CHUNK_SIZE - 1) / CHUNK_SIZE + 1;
 	loop(chunks, hash_chunk, &hashing, 0);
 	return hashing.hash ? hashing.hash : 1;

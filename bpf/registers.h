@@ -21,8 +21,9 @@
 #define RETURN_SLOT	8
 
 /* What a call preserves: ibidem fig. 3.4. */
-#define PRESERVED(from) \
-	{ (from)->bx, (from)->bp, (from)->r12, (from)->r13, (from)->r14, (from)->r15 }
+#define PRESERVED(each, from) \
+	each((from)->bx) each((from)->bp) each((from)->r12) each((from)->r13) \
+	each((from)->r14) each((from)->r15)
 
 /* A segment of 32-bit code: __USER32_CS, Linux v6.13 arch/x86/include/asm/segment.h. */
 #define IS_COMPAT(from)	((from)->cs == 0x23)
@@ -61,10 +62,11 @@ inline_always void copy_registers(struct registers *to, const USER_REGS *from)
 #define USER_RESULT(from)	((from)->regs[0])
 #define USER_ARGUMENTS(from)	{ (from)->regs[0], (from)->regs[1], (from)->regs[2] }
 #define RETURN_SLOT	0
-#define PRESERVED(from) \
-	{ (from)->regs[19], (from)->regs[20], (from)->regs[21], (from)->regs[22], \
-	  (from)->regs[23], (from)->regs[24], (from)->regs[25], (from)->regs[26], \
-	  (from)->regs[27], (from)->regs[28], (from)->regs[29], (from)->regs[30] }
+#define PRESERVED(each, from) \
+	each((from)->regs[19]) each((from)->regs[20]) each((from)->regs[21]) \
+	each((from)->regs[22]) each((from)->regs[23]) each((from)->regs[24]) \
+	each((from)->regs[25]) each((from)->regs[26]) each((from)->regs[27]) \
+	each((from)->regs[28]) each((from)->regs[29]) each((from)->regs[30])
 
 /* PSR_MODE32_BIT: Linux v6.13 arch/arm64/include/uapi/asm/ptrace.h */
 #define IS_COMPAT(from)	((from)->pstate & 0x10)
@@ -94,10 +96,11 @@ inline_always void copy_registers(struct registers *to, const USER_REGS *from)
 #define USER_RESULT(from)	((from)->regs[2])
 #define USER_ARGUMENTS(from)	{ (from)->regs[4], (from)->regs[5], (from)->regs[6] }
 #define RETURN_SLOT	0
-#define PRESERVED(from) \
-	{ (from)->regs[16], (from)->regs[17], (from)->regs[18], (from)->regs[19], \
-	  (from)->regs[20], (from)->regs[21], (from)->regs[22], (from)->regs[23], \
-	  (from)->regs[28], (from)->regs[30], (from)->regs[31] }
+#define PRESERVED(each, from) \
+	each((from)->regs[16]) each((from)->regs[17]) each((from)->regs[18]) \
+	each((from)->regs[19]) each((from)->regs[20]) each((from)->regs[21]) \
+	each((from)->regs[22]) each((from)->regs[23]) each((from)->regs[28]) \
+	each((from)->regs[30]) each((from)->regs[31])
 
 #define COPY(name, n)	(to->name = from->regs[n])
 
