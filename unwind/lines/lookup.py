@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from unwind.lines.units import Attributes, Unit
 
 _MOST_HOPS = 8  # from an inlined call to its function's name
-_LIVE_UNITS = 64  # whose tables are kept
+_KEPT = 1 << 26  # bytes of units whose tables are kept; all of libpython's have 13 MB
 
 
 class Location(Value):
@@ -61,6 +61,7 @@ class Lines:
         self._find_alternate, self._find_split = alternate, split
         self._coverage: Coverage | None = None
         self._units: dict[int, _Tables] = {}
+        self._size = 0  # of those
         self._names: dict[tuple[int, int], str | None] = {}
         self._offsets: list[int] | None = None
         self._alternate: tuple[Lines | None] | None = None
@@ -86,9 +87,11 @@ class Lines:
     def _tables(self, offset: int) -> _Tables:
         found = self._units.get(offset)
         if found is None:
-            if len(self._units) >= _LIVE_UNITS:
-                del self._units[next(iter(self._units))]
             unit = unit_at(self.sections, offset)
+            self._size += len(unit.data)
+            while self._size > _KEPT and self._units:
+                oldest = self._units.pop(next(iter(self._units)))
+                self._size -= len(oldest.unit.data)
             found = self._units[offset] = _Tables(unit, self._find_split)
         return found
 

@@ -16,6 +16,8 @@ __all__ = ["LineTable", "line_table"]
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from array import array
+
     from unwind.lines.sections import Sections
     from unwind.protocols import ByteOrder
 
@@ -33,13 +35,17 @@ class LineTable:
     def __init__(self, header: _Header):
         self._header = header
         self.problem = ""  # why rows may be missing
-        self._sequences: list[tuple[int, int, list[int], list[tuple[int, int, int]]]] = []
+        self._sequences: list[tuple[int, int, array[int], array[int]]] = []
         self._lows: list[int] = []
 
-    def add(self, high: int, addresses: list[int], rows: list[tuple[int, int, int]]) -> None:
-        """One sequence: ascending addresses with their (file, line, column)."""
+    def add(self, high: int, addresses: list[int], rows: list[int]) -> None:
+        """One sequence: ascending addresses with their rows, each packed into a number."""
         if addresses and addresses[0] < high:
-            self._sequences.append((addresses[0], high, addresses, rows))
+            from array import array
+
+            # Ten thousand rows are usual: 16 bytes each, not 120.
+            columns = array("Q", addresses), array("Q", rows)
+            self._sequences.append((addresses[0], high, *columns))
 
     def settle(self) -> None:
         """Sort the sequences: there are no more."""
@@ -53,7 +59,8 @@ class LineTable:
         for n in range(at, max(at - 16, -1), -1):
             _, high, addresses, rows = self._sequences[n]
             if vaddr < high:
-                return rows[bisect_right(addresses, vaddr) - 1]
+                row = rows[bisect_right(addresses, vaddr) - 1]
+                return row >> 48, row >> 16 & 0xFFFF_FFFF, row & 0xFFFF
         return None
 
     def file(self, number: int, directory: str | None) -> str | None:
@@ -249,7 +256,8 @@ def _run(header: _Header, data: bytes, table: LineTable) -> None:
     while at < end:
         address, file, line, column = 0, 1, 1, 0
         addresses: list[int] = []
-        rows: list[tuple[int, int, int]] = []
+        rows: list[int] = []  # the line with file << 48 and the column
+        rest = file << 48
         while at < end:
             opcode = data[at]
             at += 1
@@ -271,6 +279,7 @@ def _run(header: _Header, data: bytes, table: LineTable) -> None:
                 at += 1
                 if column > 0x7F:
                     column, at = uleb_at(data, at - 1)
+                rest = (file & 0xFFFF) << 48 | min(column, 0xFFFF)
                 continue
             elif opcode in (DW_LNS.negate_stmt, DW_LNS.set_basic_block):
                 continue
@@ -280,6 +289,7 @@ def _run(header: _Header, data: bytes, table: LineTable) -> None:
                 continue
             elif opcode == DW_LNS.set_file:
                 file, at = uleb_at(data, at)
+                rest = (file & 0xFFFF) << 48 | min(column, 0xFFFF)
                 continue
             elif opcode == DW_LNS.const_add_pc:
                 address += constant
@@ -308,16 +318,14 @@ def _run(header: _Header, data: bytes, table: LineTable) -> None:
                 continue
             # A row: of several at one address the last one counts, as binutils and LLVM have it.
             if addresses and addresses[-1] == address:
-                rows[-1] = (file, line, column)
+                rows[-1] = rest | (line & 0xFFFF_FFFF) << 16
             else:
                 addresses.append(address)
-                rows.append((file, line, column))
+                rows.append(rest | (line & 0xFFFF_FFFF) << 16)
         _add(table, address, addresses, rows)
 
 
-def _add(
-    table: LineTable, high: int, addresses: list[int], rows: list[tuple[int, int, int]]
-) -> None:
+def _add(table: LineTable, high: int, addresses: list[int], rows: list[int]) -> None:
     """Put in a sequence; compilers write ascending addresses, others are sorted."""
     if addresses != sorted(addresses):
         order = sorted(range(len(addresses)), key=addresses.__getitem__)

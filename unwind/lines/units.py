@@ -92,7 +92,7 @@ class _Abbreviations(dict[int, Abbreviation]):
     def __init__(self, unit: Unit, offset: int):
         self._unit = unit.sections
         data = unit.sections.get("abbrev")
-        self._data = bytes(data[offset : offset + _MOST_ABBREVIATION_BYTES])
+        self._data = data[offset : offset + _MOST_ABBREVIATION_BYTES]
         self._offset, self._at = offset, 0
         self._sizes = unit.sizes
 
