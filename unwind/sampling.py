@@ -70,11 +70,10 @@ class Sampler:
         found = self.fast.sampled(space, pc, sp, fp, lr, stack)
         if found is not None:
             pcs, end, guessed = found
-            how: How | None = None
-            if guessed:
-                trusts = self.fast.trusts(space, pcs) or ()
-                how = tuple([(trust, n > 0) for n, trust in enumerate(trusts)])
-            return pcs, end, how, None
+            if not guessed:
+                return pcs, end, None, None
+            trusts = self.fast.trusts(space, pcs) or ()
+            return pcs, end, tuple([(trust, n > 0) for n, trust in enumerate(trusts)]), None
         whole = self.unwinder.unwind(self.snapshot(sample))
         frames = whole.frames
         how = tuple([(frame.trust, frame.called and not frame.signal) for frame in frames])

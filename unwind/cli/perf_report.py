@@ -5,7 +5,6 @@ from __future__ import annotations
 import sys
 
 from unwind.cli.hints import print_hints
-from unwind.cli.kernel_names import kernel_names
 from unwind.cli.names import names_of
 from unwind.cli.perf_samples import AT_ONCE, Chooser, is_in
 from unwind.cli.plumbing import Progress, wants_colour, warn
@@ -13,8 +12,6 @@ from unwind.cli.profiles import profile_wanted, write_profiles
 from unwind.cli.stacks import sources_of
 from unwind.errors import SourceError
 from unwind.frames import End
-from unwind.perf.jit import JitMaps
-from unwind.places import Places
 from unwind.sampling import Sampler, split_callchain
 from unwind.unwinder import DEFAULT_LIMIT, Unwinder
 
@@ -29,8 +26,11 @@ if TYPE_CHECKING:
     from unwind.cli.perf_samples import Share
     from unwind.files import Files
     from unwind.frames import Frame
+    from unwind.perf.kallsyms import Kallsyms
     from unwind.perf.processes import ProcessSpace
     from unwind.perf.samples import Sample
+    from unwind.perf.vmlinux import Vmlinux
+    from unwind.places import Places
     from unwind.profile import Profile
     from unwind.transports.perf_data import PerfSource
 
@@ -52,11 +52,26 @@ class Report:
         limit = options.max_frames or DEFAULT_LIMIT
         unwinder = Unwinder(source.arch, sources_of(options, source.arch), limit)
         self.sampler = Sampler(source.snapshot, unwinder, options.max_stack)
-        self.names = names_of(options, files, many=True)
-        kallsyms = kernel_names(options, source, files) if options.kallsyms is not None else None
-        made = source.processes.kernel_symbols
-        self.places = Places(self.names, JitMaps(options.perf_map), kallsyms, made)
+        self._files = files
+        self._places: Places | None = None
+        self._kallsyms: Kallsyms | Vmlinux | None = None
+        if options.kallsyms is not None:
+            from unwind.cli.kernel_names import kernel_names
+
+            self._kallsyms = kernel_names(options, source, files)
         self.is_complete = True
+
+    @property
+    def places(self) -> Places:
+        """What names pcs; it is loaded when a name is asked for."""
+        if self._places is None:
+            from unwind.perf.jit import JitMaps
+            from unwind.places import Places
+
+            options, made = self.options, self.source.processes.kernel_symbols
+            names = names_of(options, self._files, many=True)
+            self._places = Places(names, JitMaps(options.perf_map), self._kallsyms, made)
+        return self._places
 
     def print(self) -> int:
         """Print what was asked for; 1 when strictness was asked for and not met."""
@@ -136,8 +151,8 @@ class Report:
         fields = self.options.fields
         writer = ScriptWriter(
             fields.split(",") if fields else DEFAULT_FIELDS,
-            self.places.site,
-            self.places.kernel_site,
+            lambda space, pc, called: self.places.site(space, pc, called),
+            lambda pc, called: self.places.kernel_site(pc, called),
         )
         walk, write = self.sampler.walk, writer.write
 
@@ -154,7 +169,8 @@ class Report:
         from unwind.writers.sample_lines import SampleLines
 
         places = self.places
-        writer = SampleLines(self.source, self.names.name, places.site, places.kernel_site)
+        name = places.names.name
+        writer = SampleLines(self.source, name, places.site, places.kernel_site)
 
         def gone(space: ProcessSpace) -> None:
             writer.forget(space)
@@ -177,13 +193,15 @@ class Report:
         source, changes = self.source, self.source.changes
         losses = changes.lost, changes.lost_samples, changes.throttled, changes.damaged
         of_source = source.warnings, source.skipped, losses, changes.unknown
-        return self.is_complete, self.names.problems, of_source
+        problems = self._places.names.problems if self._places is not None else {}
+        return self.is_complete, problems, of_source
 
     def _learn(self, state: tuple[bool, dict[str, str], tuple[Any, ...]]) -> None:
         """Take over what `_state` gave in another process."""
         is_complete, problems, (warnings, skipped, losses, unknown) = state
         self.is_complete = self.is_complete and is_complete
-        self.names.problems |= problems
+        if problems:
+            self.places.names.problems |= problems
         source, changes = self.source, self.source.changes
         source.warnings, source.skipped, changes.unknown = warnings, skipped, unknown
         changes.lost, changes.lost_samples, changes.throttled, changes.damaged = losses
@@ -253,7 +271,7 @@ class Report:
         unwinder = self.sampler.unwinder
         writer = TextWriter(
             self.source.arch,
-            self.names.name,
+            self.places.names.name,
             colour=wants_colour(),
         )
 
@@ -294,10 +312,13 @@ class Report:
             self._warn(f"{count} records of the unknown kind {kind} were skipped")
         if changes.damaged:
             self._warn(f"{changes.damaged} records are damaged and were skipped")
-        for name, problem in self.names.problems.items():
+        if self._places is None:
+            return
+        names = self._places.names
+        for name, problem in names.problems.items():
             self._warn(f"{name}: no symbols: {problem}")
         if self.options.jobs == 1:  # what other processes could not name, they keep
-            print_hints(self.prog, self.options, self.names.unnamed, most=_MOST_HINTS)
+            print_hints(self.prog, self.options, names.unnamed, most=_MOST_HINTS)
 
     def _warn(self, text: str) -> None:
         from unwind.writers.escape import escape
