@@ -14,7 +14,7 @@ TIME ?= 60
 TEST = .venv-test/bin/python
 SOURCES := $(shell find unwind/ arch transports bpf share -type f ! -name '*.pyc' 2>/dev/null)
 
-.PHONY: help demo bpf test test-kernel test-pictures lint bench bench-live bench-perf agreement docs packages clean
+.PHONY: help demo bpf test test-kernel test-pictures lint bench bench-live bench-leaks bench-perf agreement docs packages clean
 .PHONY: oracle oracle-rows oracle-steps oracle-programs oracle-tables oracle-tables-large oracle-lines oracle-damage fuzz
 .DELETE_ON_ERROR:
 
@@ -85,6 +85,11 @@ bench: packages .venv-test/ready .venv/ready  ## measure, and write the table of
 	$(TEST) -m tools.bench $(ARGS)
 	$(TEST) -m tools.bench_perf $(ARGS)
 	$(TEST) -m tools.bench_live $(ARGS)
+	$(TEST) -m tools.bench_leaks $(ARGS)
+
+bench-leaks: packages .venv-test/ready  ## the part of that which is about unwind-memleak, 12 minutes
+	@sh tools/debian-packages.sh bpfcc-tools linux-headers-amd64
+	$(TEST) -m tools.bench_leaks $(ARGS)
 
 bench-live: packages .venv-test/ready .venv/ready  ## the part of that which is about unwind-live
 	$(TEST) -m tools.bench_live $(ARGS)

@@ -9,9 +9,10 @@ from xml.etree import ElementTree
 
 import pytest
 
+from tests.events import need_bpf
 from tests.recordings import our_stacks
 from tests.support import ROOT, cannot, need, python
-from tools import bench, bench_live, bench_perf
+from tools import bench, bench_leaks, bench_live, bench_perf
 from tools.bench_plot import Panel, Series, plot
 
 
@@ -160,3 +161,13 @@ def test_a_target_notes_for_how_long_it_stood_still(tmp_path: Path) -> None:
     assert 0 < said < 0.5
     table = bench_live.report({3: found})
     assert table.count("| 3 |") == len(found)
+
+
+def test_a_short_watch_over_an_allocator_lasts(capsys: pytest.CaptureFixture[str]) -> None:
+    """Its memory does not grow, nothing is dropped, and all is counted."""
+    need("gcc")
+    need_bpf()
+    bench_leaks.main(["--print", "--seconds", "2", "--rate", "2000", "lasting"])
+    said = capsys.readouterr().out
+    assert "2,000 allocations" in said
+    assert "0 dropped" in said

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import resource
 import signal
 import struct
 import subprocess
@@ -413,3 +414,23 @@ def test_a_command_that_runs_on_is_ended(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     with pytest.raises(ProcessLookupError):
         os.kill(int(begun.read_text()), 0)
+
+
+LIMIT = 1 << 30  # bytes
+
+
+def test_a_process_that_does_nothing_but_allocate_does_not_eat_the_machine() -> None:
+    """However many stacks it has, and however late they are looked at."""
+    code = "while True: [bytearray(n) for n in range(9999)]"
+    with waiting(Path(sys.executable), "-c", code) as eater:
+        done = watched(
+            *("-p", str(eater.pid), "--json", "-o", "0", "--duration", "1.5", "0.5"),
+            preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_AS, (LIMIT, LIMIT)),
+        )
+        assert eater.poll() is None
+    assert done.returncode == 0, done.stderr
+    reports = [json.loads(line) for line in done.stdout.splitlines()]
+    assert len(reports) >= 2
+    events = [report["events"] for report in reports]
+    assert events == sorted(events)
+    assert events[-1] > 1000
