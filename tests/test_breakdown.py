@@ -73,6 +73,8 @@ def test_cut_stacks_are_told_by_reason_and_file_with_what_mends_them() -> None:
 def test_every_way_to_end_has_a_remedy() -> None:
     ends = [end for name, end in vars(End).items() if name.isupper() and end != End.OUTERMOST]
     assert len(ends) > 5
-    found = cuts(profiles.by_hand([(MAIN, "f", end, 1) for end in ends]))
-    assert sorted(cut.end for cut in found) == sorted(ends)
-    assert all(cut.remedy for cut in found)
+    for live in (False, True):
+        found = cuts(profiles.by_hand([(MAIN, "f", end, 1) for end in ends]), live)
+        assert sorted(cut.end for cut in found) == sorted(ends)
+        assert all(cut.remedy for cut in found)
+        assert any("perf record" in cut.remedy for cut in found) is not live

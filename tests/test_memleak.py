@@ -25,7 +25,7 @@ from unwind.events.refusals import has_kprobes
 MODULE = "unwind.cli.memleak"
 EVENT = re.compile(r"\[event\] pid=(\d+) comm=(\S+) pc=0x[0-9a-f]+")
 FRAME = re.compile(
-    r"  #(\d+) pc=0x[0-9a-f]+ sp=0x[0-9a-f]+ ra=(0x[0-9a-f]+|-) flags=([\w,]+) (\S+) ?.*"
+    r"  #(\d+) pc=0x[0-9a-f]+ sp=(?:0x[0-9a-f]+|-) ra=(0x[0-9a-f]+|-) flags=([\w,]+) (\S+) ?.*"
 )
 
 

@@ -176,6 +176,14 @@ def test_what_does_not_fit_the_ring_is_counted(tmp_path: Path) -> None:
 
 
 @pytest.mark.usefixtures("bpf")
+def test_a_stack_that_was_cut_has_our_own_remedy(tmp_path: Path) -> None:
+    with busy(tmp_path) as process:
+        found = profiled("-p", str(process.pid), "--max-frames", "2").stdout
+    assert "-> allow more frames (--max-frames)" in found
+    assert "perf record" not in found
+
+
+@pytest.mark.usefixtures("bpf")
 def test_a_recording_is_compared_with(tmp_path: Path) -> None:
     need("perf")
     with busy(tmp_path, "1") as process:

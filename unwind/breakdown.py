@@ -25,6 +25,13 @@ _REMEDIES = {
     End.LIMIT: "allow more frames (--max-stack)",
 }
 _NOWHERE = "code that no file holds: a JIT's, or of a mapping that was not recorded"
+# The same where stacks were taken by our own program, without a recording.
+_LIVE = {
+    End.MEMORY_FAULT: "copy more of each stack (--stack-size)",
+    End.UNKNOWN_REGISTER: "it was saved on another stack, which is not copied",
+    End.LIMIT: "allow more frames (--max-frames)",
+}
+_NOWHERE_LIVE = "code that no file holds: a JIT's, or of a file that is gone"
 
 
 class Function(Value):
@@ -134,8 +141,11 @@ def by_process(profile: Profile) -> list[Share]:
     return sorted(shares, key=lambda share: (-share.weight, share.pid is None, share.pid or 0))
 
 
-def cuts(profile: Profile) -> list[Cut]:
-    """Why stacks are incomplete, by reason and file, the most frequent first."""
+def cuts(profile: Profile, live: bool = False) -> list[Cut]:
+    """Why stacks are incomplete, by reason and file, the most frequent first.
+
+    `live`: they were taken as the programs ran; no recording can be made in another way.
+    """
     sums: dict[tuple[str, str | None], tuple[list[int], list[str]]] = {}
     for stack in profile.stacks:
         if stack.complete:
@@ -148,14 +158,17 @@ def cuts(profile: Profile) -> list[Cut]:
         if stack.detail:
             details.append(stack.detail)
     found = [
-        Cut(end, binary, count, weight, _remedy(end, binary), min(details, default=""))
+        Cut(end, binary, count, weight, _remedy(end, binary, live), min(details, default=""))
         for (end, binary), ((count, weight), details) in sums.items()
     ]
     return sorted(found, key=lambda cut: (-cut.count, cut.end, cut.binary or ""))
 
 
-def _remedy(end: str, binary: str | None) -> str:
-    return _NOWHERE if end == End.NO_MODULE and binary is None else _REMEDIES.get(end, "")
+def _remedy(end: str, binary: str | None, live: bool) -> str:
+    if end == End.NO_MODULE and binary is None:
+        return _NOWHERE_LIVE if live else _NOWHERE
+    remedy = _REMEDIES.get(end, "")
+    return _LIVE.get(end, remedy) if live else remedy
 
 
 def _order(function: Function) -> tuple[object, ...]:

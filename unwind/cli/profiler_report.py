@@ -68,7 +68,7 @@ class ProfilerReport:
             raise SourceError("no sample: nothing of it has run", title)
         path = options.differential
         base = self._of_recording(path) if path else None
-        write_profiles(options, profiles, title, base, [path or ""])
+        write_profiles(options, profiles, title, base, [path or ""], live=True)
         self._complain()
         return 1 if options.strict and not self.counting.is_complete else 0
 

@@ -75,10 +75,12 @@ def write_profiles(
     title: str = "",
     base: Profile | None = None,
     sources: Iterable[str] = (),
+    live: bool = False,
 ) -> None:
     """Write what was asked for, else the summary; `profiles` are those of several events.
 
     `base` is what --differential compares with. `sources` are files that must not be written to.
+    `live`: there is no recording that could be made in another way.
     SourceError where a format has room for one event and there are more, or where bytes would go
     to a terminal.
     """
@@ -94,10 +96,10 @@ def write_profiles(
     elif options.pprof:
         _put_bytes(path, _pprof(_one(profiles)))
     else:
-        write_text(path, _text(options, profiles, title))
+        write_text(path, _text(options, profiles, title, live))
 
 
-def _text(options: Options, profiles: Sequence[Profile], title: str) -> Iterator[str]:
+def _text(options: Options, profiles: Sequence[Profile], title: str, live: bool) -> Iterator[str]:
     if options.speedscope:
         from unwind.writers.speedscope import speedscope
 
@@ -115,7 +117,7 @@ def _text(options: Options, profiles: Sequence[Profile], title: str) -> Iterator
         from unwind.writers.hottest import summary
 
         for n, profile in enumerate(profiles):
-            for line in ("",) * (n > 0) + tuple(summary(profile, options.top, _columns())):
+            for line in ("",) * (n > 0) + tuple(summary(profile, options.top, _columns(), live)):
                 yield f"{line}\n"
 
 

@@ -19,10 +19,12 @@ _PROCESSES = _CUTS = 10  # that are shown
 _SHORTEST = 20  # characters of a function's name, on however narrow a terminal
 
 
-def summary(profile: Profile, top: int = 20, width: int | None = None) -> Iterator[str]:
+def summary(
+    profile: Profile, top: int = 20, width: int | None = None, live: bool = False
+) -> Iterator[str]:
     """The lines of a report: samples, processes, cut stacks, then the `top` hottest functions.
 
-    Names of functions are cut so that the table is no wider than `width`.
+    Names of functions are cut so that the table is no wider than `width`. `live`: as of `cuts`.
     """
     count, weight = profile.count, profile.weight
     event = label(profile.event)
@@ -44,7 +46,7 @@ def summary(profile: Profile, top: int = 20, width: int | None = None) -> Iterat
         )
     if len(processes) > _PROCESSES:
         yield f"  {'':>17}  and {len(processes) - _PROCESSES} more"
-    why = cuts(profile)
+    why = cuts(profile, live)
     if why:
         yield ""
         yield "  samples  stacks that were cut"
