@@ -317,3 +317,37 @@ def test_a_shared_path_does_not_lead_out_of_the_sysroot(tmp_path: Path) -> None:
     image = files.image("/bin/one", None).image
     assert image is not None
     assert files.alternate(image.elf) is None
+
+
+@pytest.mark.parametrize("compiler", ["gcc", "clang"])
+def test_what_compilers_compress_is_read(tmp_path: Path, compiler: str) -> None:
+    need(compiler)
+    many = "".join(f"int long_name_of_number_{n}(void) {{ return {n}; }}" for n in range(99))
+    (tmp_path / "program.c").write_text(SOURCE + many)
+    tool(tmp_path, compiler, "-g", "-gz", "-o", "program", "program.c")
+    elf = opened(tmp_path / "program", Files()).elf
+    section = elf.section(".debug_str")
+    assert section is not None
+    assert section.flags & SHF.COMPRESSED
+    assert b"long_name_of_number_98\0" in bytes(elf.data(section))
+
+
+def test_damaged_minidebuginfo_costs_its_names_and_no_more(tmp_path: Path) -> None:
+    program = built(tmp_path, "-rdynamic")
+    tool(tmp_path, "objcopy", "-S", "--keep-symbol=answer", "program", "mini")
+    tool(tmp_path, "xz", "mini")
+    tool(tmp_path, "strip", "-s", "program")
+    tool(tmp_path, "objcopy", "--add-section", ".gnu_debugdata=mini.xz", "program")
+    whole = program.read_bytes()
+    section = Elf(whole).section(".gnu_debugdata")
+    assert section is not None
+    survived = 0
+    for at in range(section.offset, section.offset + section.size, 53):
+        broken = bytearray(whole)
+        broken[at] ^= 0xFF
+        program.unlink()
+        program.write_bytes(broken)
+        symbols = opened(program, Files()).symbols
+        assert symbols.named("main")  # of .dynsym
+        survived += bool(symbols.problems)
+    assert survived
