@@ -70,7 +70,7 @@ def test_of_a_missing_file_the_file_is_needed(tmp_path: Path) -> None:
 
 def test_where_there_are_symbols_nothing_would_help(tmp_path: Path) -> None:
     assert advice(module_of(built(tmp_path)), 1) is None
-    for name in ("", "[vdso]", "//anon"):
+    for name in ("", "[vdso]", "//anon", "/memfd:code (deleted)", "/dev/zero (deleted)"):
         assert advice(Module(name, 0, ((0, 1),), None), 1) is None
 
 

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 _NOTE_OWNER, _NOTE_TYPE = b"FDO", 0xCAFE1A7E  # systemd's "Package Metadata for Executable Files"
 _LISTS = "/var/lib/dpkg/info"
 _MOST_LISTS, _LARGEST_LIST = 20_000, 1 << 22
+_NO_FILES = ("[", "//", "/memfd:", "/dev/", "/SYSV", "/anon_hugepage")  # what mappings are called
 _INSTALLED = ("/usr/", "/lib", "/bin/", "/sbin/", "/opt/")
 _ARCHES = (":amd64", "", ":arm64", ":i386", ":armhf", ":mipsel", ":mips64el", ":ppc64el", ":s390x")
 _PLAIN = frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789+-._")
@@ -38,7 +39,7 @@ def advice(
     `root` is where its distribution lies, None where that is not here; `servers`: they were asked.
     """
     image = module.image
-    if module.name[:1] in ("", "[") or module.name[:2] == "//":
+    if module.name.startswith(_NO_FILES) or not module.name:
         return None
     if image is not None and (_has_symbols(image) or image.debug is not None):
         return None  # all is there, and has no name for the place

@@ -41,10 +41,11 @@ def with_eh_frame(program: Elf, header: bytes, eh_frame: bytes) -> bytes:
     if start is None or not _holds(program, start):
         raise FormatError("it lies outside the program", where)
     section = FrameSection(eh_frame, start, "eh_frame", order, word)
-    entries = list(table.entries())
-    if not entries:
+    codes = table.starts(0, 1 << 64)
+    if not codes:
         raise FormatError("its search table is empty", where)
-    for code, place in entries[:: len(entries) // _COMPARED + 1]:
+    for code in codes[:: len(codes) // _COMPARED + 1]:
+        _, place = table.find(code) or (0, 0)
         if section.fde_at(place - start).start != code or not _holds(program, code, code=True):
             raise FormatError("search table and FDEs do not belong together", where)
     return _file(
