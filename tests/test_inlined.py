@@ -20,6 +20,7 @@ from unwind.symbols.debug_info import DebugSymbolizer
 from unwind.symbols.names import Names
 from unwind.transports.core import TRANSPORT
 from unwind.unwinder import Unwinder
+from unwind.writers.events import frame_lines, inlined_at, place_of
 from unwind.writers.flamegraph_data import INLINED, columns
 from unwind.writers.folded import folded
 
@@ -200,3 +201,18 @@ def test_names_stay_mangled_where_that_is_wanted(crash: Path) -> None:
     names = [frame["function"] for frame in thread["frames"]]
     assert any(name.startswith("_ZN4shop3runEi") for name in names)
     assert all(f["function"] == f["symbol"] for f in thread["frames"])
+
+
+def test_events_and_leaks_have_inlined_functions_before_their_frame(crash: Path) -> None:
+    with Files() as files, TRANSPORT.open(str(crash / "core"), files) as source:
+        names = Names(DebugSymbolizer(files), source=True, inlines=True)
+        [snapshot] = source.snapshots()
+        stack = Unwinder(source.arch).unwind(snapshot)
+        lines = list(frame_lines(source.arch, stack, names.name))
+        places = [*inlined_at(stack.frames[0], names.name), place_of(stack.frames[0], names.name)]
+    assert [line.split()[0] for line in lines[:5]] == ["#0", "#0", "#0", "#0", "#1"]
+    assert ["flags=inlined" in line for line in lines[:5]] == [True, True, True, False, False]
+    for line, place in zip(lines, places, strict=False):
+        assert line.endswith(place)
+    found = [re.fullmatch(r"(.*?)(?:\+0x\w+ \(program\))? at (.*):(\d+):\d+", p) for p in places]
+    assert told((m[1], m[2], int(m[3])) for m in found if m) == WANTED

@@ -35,6 +35,11 @@ def vaddrs(program: Path) -> list[str]:
     return [f"{place:x}" for place in [*places, elf.header.entry, 0xFFFF_FFFF]]
 
 
+@pytest.fixture(autouse=True)
+def a_cache_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+
+
 def symbolize(*arguments: str | Path, input: str | None = None) -> str:
     done = python("-m", "unwind.cli.symbolize", *arguments, input=input)
     assert done.returncode == 0, done.stderr

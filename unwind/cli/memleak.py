@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 
+from unwind.cli.names import add_name_options
 from unwind.cli.plumbing import Command, add_common_options, warn
 from unwind.cli.profiles import add_format_options
 from unwind.cli.stacks import (
@@ -64,6 +65,7 @@ def _declare(parser: Parser) -> None:
         "-q", "--quiet", action="store_true", help="no events: only warnings and the counts"
     )
     add_format_options(parser)
+    add_name_options(parser, letters=False, code=False)
     add_file_options(parser)
     add_walk_options(parser)
     add_record_options(parser)
@@ -221,7 +223,7 @@ def _print_events(options: Options, stopping: Stopping, files: Files) -> int:
         if where.kind != "kprobe" and place.isidentifier():
             instead = ":".join(filter(None, (where.inside, where.name)))
             warn(_PROG, f"this kernel has no kprobes: attached to the tracepoint {instead}")
-        return EventReport(options, source).print()
+        return EventReport(options, source, files).print()
 
 
 def _count(text: str) -> int:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 
+from unwind.cli.names import names_of
 from unwind.cli.plumbing import warn
 from unwind.cli.stacks import sources_of, write_record
 
@@ -15,6 +16,7 @@ if TYPE_CHECKING:
 
     from unwind.cli.options import Options
     from unwind.events.event import Event
+    from unwind.files import Files
     from unwind.frames import Stack
     from unwind.snapshot import Snapshot
     from unwind.transports.ring_buffer import RingBufferSource
@@ -27,17 +29,15 @@ _MOST_KEPT = 10_000  # events, each of which has a copy of a stack
 class EventReport:
     """One run: events are counted, and printed as they come."""
 
-    def __init__(self, options: Options, source: RingBufferSource):
+    def __init__(self, options: Options, source: RingBufferSource, files: Files):
         from unwind.fast import FastUnwinder
-        from unwind.symbols.names import Names
-        from unwind.symbols.table import TableSymbolizer
         from unwind.unwinder import DEFAULT_LIMIT, Unwinder
 
         self.options, self.source = options, source
         sources = sources_of(options, source.arch)
         self.unwinder = Unwinder(source.arch, sources, options.max_frames or DEFAULT_LIMIT)
         self.fast = FastUnwinder(self.unwinder)
-        self.names = Names(TableSymbolizer())
+        self.names = names_of(options, files, many=True)
         self.kept: list[tuple[Snapshot, Stack]] = []
         self.missed = 0  # events that there was no room to keep
         self.ends: dict[str, int] = {}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 
+from unwind.cli.names import names_of
 from unwind.cli.plumbing import warn
 from unwind.cli.profiles import profile_wanted, write_profiles, write_text
 from unwind.cli.stacks import sources_of
@@ -50,7 +51,7 @@ def print_leaks(options: Options, stopping: Stopping, files: Files) -> int:
             options.max_blocks,
             options.trace,
         )
-        probes = Probes(target.pid, target.objects, wanted)
+        probes = Probes(target.pid, target.objects, wanted, only=options.obj is not None)
         ring = RingOptions(
             pid=target.pid,
             stack_size=min(options.stack_size << 10, _MOST_STACK),
@@ -59,7 +60,7 @@ def print_leaks(options: Options, stopping: Stopping, files: Files) -> int:
         with TRANSPORT.watch(probes, files, ring) as source:
             stopping.end(source.stop)
             try:
-                return _Watch(options, target, probes, source).print(stopping)
+                return _Watch(options, target, probes, source, files).print(stopping)
             finally:
                 probes.close()
 
@@ -78,19 +79,22 @@ class _Watch:
     """One run: stacks are walked as they come, and reported from time to time."""
 
     def __init__(
-        self, options: Options, target: Running | Command, probes: Probes, source: RingBufferSource
+        self,
+        options: Options,
+        target: Running | Command,
+        probes: Probes,
+        source: RingBufferSource,
+        files: Files,
     ):
         from time import monotonic
 
         from unwind.leaks.stacks import Stacks
-        from unwind.symbols.names import Names
-        from unwind.symbols.table import TableSymbolizer
         from unwind.unwinder import DEFAULT_LIMIT, Unwinder
 
         self.options, self.target, self.probes, self.source = options, target, probes, source
         limit = options.max_frames or DEFAULT_LIMIT
         self.stacks = Stacks(Unwinder(source.arch, sources_of(options, source.arch), limit))
-        self.names = Names(TableSymbolizer())
+        self.names = names_of(options, files, many=True)
         self._begin = monotonic()
         self._told: dict[KnownStack, int] = {}  # whose steps the kernel has, of which generation
         self._complete = 0  # allocations with complete stacks, of keys that were forgotten
@@ -242,6 +246,8 @@ class _Watch:
         return counts.profile()
 
     def _warn(self) -> None:
+        for name in self.probes.late:
+            warn(_PROG, f"{name} was mapped later: what was allocated there at first is not known")
         for warning in self.source.warnings:
             warn(_PROG, warning)
         for name, problem in self.names.problems.items():

@@ -18,8 +18,11 @@ if TYPE_CHECKING:
 SYMBOLIZERS = ("auto", "built-in", "symbolic", "symbols")
 
 
-def add_name_options(parser: Parser, letters: bool = True) -> None:
-    """What is told of each place; without `letters` where -s and -i mean something else."""
+def add_name_options(parser: Parser, *, letters: bool = True, code: bool = True) -> None:
+    """What is told of each place; without `letters` where -s and -i mean something else.
+
+    Without `code` no lines of code are printed.
+    """
     group = parser.add_argument_group("names and places in source")
     group.add_argument(
         *(["-s"] if letters else []),
@@ -37,11 +40,12 @@ def add_name_options(parser: Parser, letters: bool = True) -> None:
     group.add_argument(
         "--no-inlines", action="store_true", help="no inlined functions, cheap as they may be"
     )
-    group.add_argument(
-        "--source-lines",
-        action="store_true",
-        help="the line of code itself, where the source file is there",
-    )
+    if code:
+        group.add_argument(
+            "--source-lines",
+            action="store_true",
+            help="the line of code itself, where the source file is there",
+        )
     group.add_argument(
         "--symbolizer",
         choices=SYMBOLIZERS,
@@ -65,7 +69,7 @@ def names_of(options: Options, files: Files | None = None, many: bool = False) -
 
     if options.inlines and options.no_inlines:
         raise SourceError("--inlines and --no-inlines: one of them, please")
-    source = options.source or options.source_lines
+    source = options.source or getattr(options, "source_lines", False)
     if not source and not options.inlines and not many and options.symbolizer == "auto":
         return _cheap_names(options, files)
     which = options.symbolizer if source or options.inlines else "symbols"

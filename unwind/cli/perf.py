@@ -100,7 +100,7 @@ def _declare(parser: Parser) -> None:
         help="share the work among N processes, for the same output [1]",
     )
     add_profile_options(parser)
-    add_name_options(parser)
+    add_name_options(parser, code=False)
     add_file_options(parser)
     add_walk_options(parser)
     add_common_options(parser)

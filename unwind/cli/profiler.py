@@ -81,7 +81,7 @@ def _declare(parser: Parser) -> None:
         help="where processes name the code they made, %%d for the pid [/tmp/perf-%%d.map]",
     )
     add_profile_options(parser)
-    add_name_options(parser)
+    add_name_options(parser, code=False)
     add_file_options(parser)
     add_walk_options(parser)
     add_common_options(parser)

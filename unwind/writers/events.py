@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from unwind.frames import End
 from unwind.writers.escape import escape
+from unwind.writers.text import place_in_source
 
-__all__ = ["event_line", "frame_lines", "place_of"]
+__all__ = ["event_line", "frame_lines", "inlined_at", "place_of"]
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -42,6 +43,8 @@ def frame_lines(
         partial = last and stack.end != End.OUTERMOST
         flags = [frame.trust, *["signal"] * frame.signal, *["partial"] * partial]
         why = f": {stack.end}: {escape(stack.detail)}" if partial else ""
+        for inlined in inlined_at(frame, name):
+            yield f"  #{n} pc={frame.pc:#x} flags=inlined {inlined}"
         yield (
             f"  #{n} pc={frame.pc:#x} sp={_number(sp)} ra={_number(ra)} "
             f"flags={','.join(flags)} {place_of(frame, name)}{why}"
@@ -50,15 +53,28 @@ def frame_lines(
         yield f"  flags=partial: {stack.end}: {escape(stack.detail)}"
 
 
+def inlined_at(frame: Frame, name: Callable[[Module | None, int, int], Name]) -> Iterator[str]:
+    """The functions that are inlined at a frame, innermost first, and where they are in source."""
+    for inlined in _named(frame, name).inlined:
+        function = escape(inlined.function) if inlined.function is not None else "??"
+        yield f"{function}{place_in_source(inlined)}"
+
+
 def place_of(frame: Frame, name: Callable[[Module | None, int, int], Name]) -> str:
-    """The function with the offset in it, and its module's file; `??` for what is not known."""
+    """The function with the offset in it, its module's file, and the place in source if known."""
     if frame.module is None:
         return "??"
-    found = name(frame.module, frame.pc, frame.pc if frame.signal else frame.lookup_pc)
+    found = _named(frame, name)
     file = escape(frame.module.name.rpartition("/")[2])
+    source = place_in_source(found)
     if found.function is None:
-        return f"?? ({file}+{frame.module.to_vaddr(frame.pc):#x})"
-    return f"{escape(found.function)}+{found.offset:#x} ({file})"
+        return f"?? ({file}+{frame.module.to_vaddr(frame.pc):#x}){source}"
+    offset = f"+{found.offset:#x}" if found.offset is not None else ""
+    return f"{escape(found.function)}{offset} ({file}){source}"
+
+
+def _named(frame: Frame, name: Callable[[Module | None, int, int], Name]) -> Name:
+    return name(frame.module, frame.pc, frame.pc if frame.signal else frame.lookup_pc)
 
 
 def _number(value: int | None) -> str:

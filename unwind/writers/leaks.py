@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from unwind.frames import End
 from unwind.writers.escape import escape
-from unwind.writers.events import place_of
+from unwind.writers.events import inlined_at, place_of
 
 __all__ = ["call_line", "report_lines"]
 
@@ -79,6 +79,8 @@ def _leak_lines(
         for frame in stack.frames:
             found = " signal" if frame.signal else ""
             trust = f" [{frame.trust}]" if frame.trust not in ("context", "cfi") else ""
+            for inlined in inlined_at(frame, name):
+                yield f"        {inlined} [inlined]"
             yield f"        {place_of(frame, name)}{found}{trust}"
         if stack.end != End.OUTERMOST:
             yield f"        partial: {stack.end}: {escape(stack.detail)}"

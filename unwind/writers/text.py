@@ -7,7 +7,7 @@ from unwind.modules import State
 from unwind.signals import CODES
 from unwind.writers.escape import escape
 
-__all__ = ["TextWriter", "source_place"]
+__all__ = ["TextWriter", "place_in_source"]
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -182,10 +182,8 @@ class TextWriter:
 
     def _where(self, place: Name | Inlined) -> str:
         """The place in source, and the line of code itself where that is wanted and there."""
-        if place.file is None:
-            return ""
-        said = f" at {source_place(place)}"
-        if self.source_line is None or place.line is None:
+        said = place_in_source(place)
+        if self.source_line is None or place.file is None or place.line is None:
             return said
         code = self.source_line(place.file, place.line)
         return f"{said}\n    {place.line:>6}  {escape(code)}" if code is not None else said
@@ -202,11 +200,13 @@ class TextWriter:
         return f"\x1b[{code}m{text}\x1b[0m" if self.colour and text else text
 
 
-def source_place(place: Name | Inlined) -> str:
-    """`file:line:column`, as far as it is known."""
+def place_in_source(place: Name | Inlined) -> str:
+    """` at file:line:column`, as far as it is known; "" where no file is."""
+    if place.file is None:
+        return ""
     parts = (place.file, place.line, place.column)
     known = parts[: parts.index(None)] if None in parts else parts
-    return escape(":".join(map(str, known)))
+    return " at " + escape(":".join(map(str, known)))
 
 
 class _Places(dict[int, str]):
