@@ -113,7 +113,7 @@ class FastUnwinder:
         step = steps.innermost.get(pc) or steps.compiled(pc, False)
         if cfa < 0 and (step <= _IN_REGISTER or cfa + _index(step, steps.plain) < 0 < step):
             return None  # a negative index would wrap
-        walked = self._walk([pc], cfa, step, registers, words, start, steps)
+        walked = self._walk([pc], (cfa, step, -1, None), registers, words, start, steps)
         if walked is None or walked[1] != End.OUTERMOST:
             return None
         found, _, guessed = walked
@@ -176,36 +176,54 @@ class FastUnwinder:
         if sp % arch.word or not pc or not self._is_at_pc:
             return None
         found, slot, step = [pc], -1, steps.innermost.get(pc) or steps.compiled(pc, False)
-        called, runs = steps.called, steps.runs
-        while steps.plain:  # most stacks need no more than this, and no mapping of registers
+        called, runs, fp_slots = steps.called, steps.runs, steps.fp_slots
+        restored, saved_fp = -1, None
+        while steps.is_quick:  # most stacks need no more than this, and no mapping of registers
             try:
                 while step > 0:
                     slot += step
                     found.append(pc := words[slot])
                     step = called[pc]
-                if step != _RUN:
-                    runs.due -= 1
-                    if runs.due <= 0:
-                        runs.learn(found)
-                    if step == _OUTERMOST and len(found) <= self.exact.limit:
-                        return found, End.OUTERMOST, False
-                    break
-                read, expected, reach, step = runs.known[pc]
-                if slot + reach < len(words) and read(words, 8 * slot + 8) == expected:
-                    found += expected
-                    slot += reach
-                    step = called[pc := expected[-1]]
-                else:
-                    runs.failed(pc)
+                if step == _RUN:
+                    read, expected, reach, step = runs.known[pc]
+                    if slot + reach < len(words) and read(words, 8 * slot + 8) == expected:
+                        found += expected
+                        slot += reach
+                        step = called[pc := expected[-1]]
+                    else:
+                        runs.failed(pc)
+                    continue
+                if step == _ON_FRAME_POINTER and restored < 0:
+                    n, at, saved = len(found) - 2, slot + 1, None
+                    while n > 0 and (saved := fp_slots.get(found[n])) is None:
+                        size = called[found[n]]  # as _frame_pointer looks for it
+                        at -= size if size > 0 else runs.step(found[n])
+                        n -= 1
+                    if saved is not None and 0 <= at + saved < at:
+                        restored, saved_fp = len(found) - 1, words[at + saved]
+                        size = (saved_fp + steps.on_fp[pc, True][0] & _WORD) - sp
+                        if slot < (size >> 3) - 1 < len(words) and not size & 7:
+                            slot = (size >> 3) - 1
+                            found.append(pc := words[slot])
+                            step = called[pc]
+                            continue
             except KeyError:  # the first time in this place
                 step = steps.compiled(pc, True)
+                continue
             except IndexError:
                 slot -= step
                 break
-        else:
+            runs.due -= 1
+            if runs.due <= 0:
+                runs.learn(found)
+            if step == _OUTERMOST and len(found) <= self.exact.limit:
+                return found, End.OUTERMOST, False
+            break
+        if not steps.plain:
             sp = arch.data_address(sp)
         registers = {arch.fp: fp, arch.return_address: lr}
-        walked = self._walk(found, slot + 1, step, registers, words, sp, steps)
+        begun = slot + 1, step, restored, saved_fp
+        walked = self._walk(found, begun, registers, words, sp, steps)
         if walked is None or (steps.plain and not walked[2]):
             return walked
         found, end, guessed = walked
@@ -224,24 +242,25 @@ class FastUnwinder:
     def _walk(
         self,
         found: list[int],
-        cfa: int,
-        step: int,
+        begun: tuple[int, int, int, int | None],
         registers: Mapping[int, int],
         words: memoryview,
         start: int,
         steps: _Steps,
     ) -> tuple[list[int], str, bool] | None:
-        """The loop, from the last frame in `found` on, of which `step` leads to the caller.
+        """The loop, from the last frame in `found` on.
 
-        `cfa` is that of the frame before, the stack pointer for frame 0: it counts words from
-        `start`. It finds return addresses as they lie in memory, and what is kept of steps goes by
-        them. The end is `outermost`, or `memory-fault` where the stack goes on beyond the words.
+        `begun` has the CFA of the frame before, the stack pointer for frame 0, in words from
+        `start` on; the step out of the last frame; of which frame the frame pointer is known, -1
+        if of none, and what it is. The loop finds return addresses as they lie in memory, and
+        what is kept of steps goes by them. The end is `outermost`, or `memory-fault` where the
+        stack goes on beyond the words.
         The last says whether a guess was among the steps.
         """
         arch, called, plain, guessed = self.exact.arch, steps.called, steps.plain, False
+        cfa, step, restored, fp = begun
         pc = found[-1]
         append, fp_slots, word = found.append, steps.fp_slots.get, arch.word
-        restored, fp = -1, None  # `fp` is the frame pointer of this frame, -1: not yet read
         while True:
             slot = cfa - 1
             try:
@@ -357,6 +376,7 @@ class _Steps:
     """
 
     __slots__ = (
+        "_is_bare",
         "_limit",
         "_packed",
         "_reach",
@@ -368,6 +388,7 @@ class _Steps:
         "guesses",
         "innermost",
         "innermost_fp_slots",
+        "is_quick",
         "leaves",
         "lookup",
         "on_fp",
@@ -391,6 +412,9 @@ class _Steps:
         arch = self.arch = space.arch
         # A call leaves the return address right below the CFA, and it is an address and no more.
         self.plain = arch.return_address == arch.pc
+        self.is_quick = self.plain and arch.word == 8
+        # A return address is the address of code and holds nothing else.
+        self._is_bare = arch.code_mask == _WORD and not arch.compressed_call_size
         # (pc, called): CFA - frame pointer, bytes; words from the return address to the CFA
         self.on_fp: dict[tuple[int, bool], tuple[int, int]] = {}
         self.leaves: dict[int, int] = {}  # by the pc of frame 0: words from sp to the CFA
@@ -429,7 +453,9 @@ class _Steps:
         """The step out of `pc`, and whether it is to be kept: not where no code lies."""
         arch, key = self.arch, pc
         lookup_pc = pc
-        if called:
+        if called and self._is_bare:
+            lookup_pc = pc - arch.call_size
+        elif called:
             lookup_pc, pc = arch.call_before(pc), arch.code_address(pc)
         low, high, bias, image = self._reach
         if not low <= lookup_pc <= pc < high or image is None:
