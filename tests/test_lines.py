@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from elftools.elf.elffile import ELFFile
 
-from tests.support import need
+from tests.support import cannot, need
 from tools.lines import LLVM, addresses, by_addr2line, by_llvm, compare, opened
 from unwind.lines.lookup import Lines
 from unwind.symbols.demangle import demangle
@@ -113,3 +113,19 @@ def test_the_chain_of_inlined_calls_is_the_sources(tmp_path: Path) -> None:
     assert names[-1] == "shop::run(int)"
     assert names[0] in ("shop::deepest(int)", "deepest")  # gcc gives it no linkage name
     assert all(place.column for place in chain)
+
+
+def test_libcs_places_are_where_the_tools_have_them() -> None:
+    """A sample of what `make oracle-lines` does."""
+    found = sorted(
+        Path("/usr/lib/debug/.build-id").glob("*/*.debug"), key=lambda p: p.stat().st_size
+    )
+    if not found:
+        cannot("libc6-dbg is not installed")
+    program = found[-1]
+    vaddrs = addresses(opened(program), 200, 11)
+    lines = Lines(opened(program))
+    mine = [tuple((place.file, place.line) for place in lines.at(vaddr)) for vaddr in vaddrs]
+    score = compare("llvm", vaddrs, mine, by_llvm(llvm())(program, vaddrs), 0, True)
+    assert score.counted > 150
+    assert score.share >= 0.995, score.differences
