@@ -26,6 +26,10 @@ from unwind.debuginfod.cache import Cache, cache_directory
 from unwind.debuginfod.client import Client, client_of
 from unwind.elf import Elf
 from unwind.files import Files
+from unwind.frames import End
+from unwind.mending import Mender
+from unwind.transports.core import TRANSPORT as CORE
+from unwind.unwinder import Unwinder
 
 ID, OTHER = bytes(range(20)), bytes(range(100, 120))
 GOOD = shared_object(ID)
@@ -661,6 +665,28 @@ def shop(*files: bytes) -> Callable[[Handler], None]:
         handler.give(data or b"", 200 if data else 404)
 
     return answer
+
+
+def test_the_code_of_a_fetched_program_is_in_memory(example: Path, tmp_path: Path) -> None:
+    program = example / "tmp/unwind-demo/crash"
+    libc = example / "usr/lib/x86_64-linux-gnu/libc.so.6"
+    (tmp_path / "empty").mkdir()
+    with Server(shop(program.read_bytes(), libc.read_bytes())) as server:
+        asking = client(tmp_path, server.url, largest=1 << 24)
+        files = Files(sysroot=str(tmp_path / "empty"), servers=asking)
+        with files, CORE.open(str(example / "core"), files) as source:
+            snapshot = next(iter(source.snapshots()))
+            unwinder = Unwinder(source.arch)
+            cut = unwinder.unwind(snapshot)
+            stack = Mender(files, unwinder).mend(snapshot)
+            assert len(cut.frames) == 1
+            assert stack.end == End.OUTERMOST
+            caller = stack.frames[1]
+            assert caller.module is not None
+            at = caller.module.to_vaddr(caller.pc) - 5
+            image = Files().image(str(program), None).image
+            assert image is not None
+            assert snapshot.memory.read(caller.pc - 5, 5) == image.read(at, 5)
 
 
 @pytest.mark.parametrize("option", ["--debuginfod", "--debuginfod=auto"])

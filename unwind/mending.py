@@ -64,6 +64,7 @@ class Mender:
             if image is not None and image is not module.image:
                 new = module.replace(image=image, file=image.path, state=State.OK)
                 snapshot.space.exchange(module, new)
+                _lend(new, snapshot.memory)
                 return True
         return False
 
@@ -134,3 +135,16 @@ class Mender:
                 return file.read(min(os.fstat(file.fileno()).st_size, _MOST_SECTION))
         except OSError:
             return b""
+
+
+def _lend(module: Module, memory: Memory) -> None:
+    """Have the code of a fetched file where memory lacks it: guesses look at what calls there.
+
+    As a source does it with the files that it finds (`mappings.modules_of`).
+    """
+    back = getattr(memory, "back", None)
+    if back is None or module.image is None:
+        return
+    for segment in module.image.segments:
+        if segment.executable and not segment.writable:
+            back(module.to_pc(segment.vaddr), segment.data)
