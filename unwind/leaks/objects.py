@@ -11,7 +11,13 @@ from unwind.leaks.functions import functions_of
 from unwind.live.proc import Proc
 from unwind.values import Value
 
-__all__ = ["Object", "objects_of_command", "objects_of_process"]
+__all__ = [
+    "Object",
+    "identity_of",
+    "objects_mapped_since",
+    "objects_of_command",
+    "objects_of_process",
+]
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -40,18 +46,40 @@ def objects_of_process(pid: int, only: str | None = None) -> list[Object]:
 
     SourceError where there is none, or no such process.
     """
-    paths: dict[str, str] = {}
     try:
         with Proc(pid) as proc:
             if proc.is_kernel_thread():
                 raise SourceError(f"process {pid} is a thread of the kernel")
-            for entry in proc.mappings():
-                if entry.executable and entry.name[:1] == "/":
-                    where = f"/proc/{pid}/map_files/{entry.start:x}-{entry.end:x}"
-                    paths.setdefault(entry.name, where)
+        found = _with_functions(_mapped_files(pid), only)
     except (FileNotFoundError, ProcessLookupError):
         raise SourceError(f"there is no process {pid}") from None
-    return _with_functions(paths.items(), only, f"process {pid}")
+    return _checked(found, f"process {pid}", only)
+
+
+def objects_mapped_since(pid: int, known: set[tuple[int, int]]) -> list[Object]:
+    """Those of the files that a process has mapped now which are not `known`; they are then.
+
+    Files are known by their devices and inodes.
+    """
+    fresh = []
+    try:
+        for name, path in _mapped_files(pid):
+            identity = identity_of(path)
+            if identity is not None and identity not in known:
+                known.add(identity)
+                fresh.append((name, path))
+    except OSError:
+        return []  # it has ended
+    return _with_functions(fresh, None)
+
+
+def identity_of(path: str) -> tuple[int, int] | None:
+    """What tells a file from all others, None where there is none."""
+    try:
+        found = os.stat(path)
+    except OSError:
+        return None
+    return found.st_dev, found.st_ino
 
 
 def objects_of_command(
@@ -60,10 +88,22 @@ def objects_of_command(
     """The same of a command that is yet to be run: the program, and what is linked to it."""
     program = _program(words[0], environment)
     paths = dict.fromkeys([program, *_linked(program, environment)])
-    return _with_functions(((path, path) for path in paths), only, program)
+    found = _with_functions(((path, path) for path in paths), only)
+    return _checked(found, program, only)
 
 
-def _with_functions(paths: Iterable[tuple[str, str]], only: str | None, whose: str) -> list[Object]:
+def _mapped_files(pid: int) -> list[tuple[str, str]]:
+    """The files of which a process may run code: by name, and where they can be opened."""
+    paths: dict[str, str] = {}
+    with Proc(pid) as proc:
+        for entry in proc.mappings():
+            if entry.executable and entry.name[:1] == "/":
+                where = f"/proc/{pid}/map_files/{entry.start:x}-{entry.end:x}"
+                paths.setdefault(entry.name, where)
+    return list(paths.items())
+
+
+def _with_functions(paths: Iterable[tuple[str, str]], only: str | None) -> list[Object]:
     found = []
     paths = list(paths)
     if only is not None and "/" in only:
@@ -79,6 +119,10 @@ def _with_functions(paths: Iterable[tuple[str, str]], only: str | None, whose: s
             continue
         if functions:
             found.append(Object(name, path, tuple(functions)))
+    return found
+
+
+def _checked(found: list[Object], whose: str, only: str | None) -> list[Object]:
     if not any(function.kind == "FREE" for object in found for function in object.functions):
         raise SourceError(
             f"{whose}: no functions of an allocator (malloc, free) in {only or 'any of its files'}",

@@ -7,10 +7,12 @@ stack of each key once, as an event whose cookie is the key. What a key stands o
 from __future__ import annotations
 
 from unwind.bpf.btf import Btf
+from unwind.bpf.libbpf import BpfError
 from unwind.bpf.uprobe_multi import attach_all, expect_many, has_uprobe_multi
 from unwind.elf import Elf
 from unwind.errors import FormatError
 from unwind.leaks.code import code_of
+from unwind.leaks.objects import identity_of, objects_mapped_since
 from unwind.leaks.records import Record
 from unwind.values import Value
 
@@ -104,18 +106,26 @@ class Call(Value):
 
 
 class Probes:
-    """Watches the allocator of process `pid`; for a RingBufferSource what a Point is."""
+    """Watches the allocator of process `pid`; for a RingBufferSource what a Point is.
+
+    `only`: no other files than `objects` are, whatever is mapped later.
+    """
 
     kind, name, object_name = "allocator", "malloc", "leaks"
     programs = ("on_enter", "on_leave", "on_exec")
 
-    def __init__(self, pid: int, objects: Sequence[Object], wanted: Wanted):
+    def __init__(self, pid: int, objects: Sequence[Object], wanted: Wanted, only: bool = False):
+        self._only = only
         self.pid, self.objects, self.wanted = pid, objects, wanted
         self._serial = self.generation = 0
         self._known: set[tuple[int, bool]] = set()  # places whose steps the kernel has
         self._settled: tuple[Code | None, int] = None, -1  # what the kernel goes by
         self._calls: list[bytes] = []
         self._ring: Ring | None = None
+        self._late: list[Attached] = []
+        self.late: list[str] = []  # files that were mapped later, and are watched since
+        known = [identity_of(place.path) for place in objects]
+        self._files = {identity for identity in known if identity is not None}
         self.gone = 0  # blocks of earlier programs that were found in the map
 
     def prepare(self, object: BpfObject) -> None:
@@ -170,23 +180,32 @@ class Probes:
         links: list[Attached] = []
         try:
             links.append(object.programs["on_exec"].attach_raw_tracepoint("sched_process_exec"))
-            # Nothing is seen to be made before it is seen to go, on the way in as on the way out:
-            # links are closed from the last to the first. Nor is a call of which the return is not.
-            self._attach(object, "on_enter", False, False, links)
-            self._attach(object, "on_leave", True, True, links)
-            self._attach(object, "on_enter", True, False, links)
+            self._attach_all(self.objects, links)
         except BaseException:
             while links:
                 links.pop().close()
             raise
         return links
 
+    def _attach_all(self, places: Sequence[Object], links: list[Attached]) -> None:
+        """Attach to all functions of these files."""
+        # Nothing is seen to be made before it is seen to go, on the way in as on the way out:
+        # links are closed from the last to the first. Nor is a call of which the return is not.
+        self._attach(places, "on_enter", False, False, links)
+        self._attach(places, "on_leave", True, True, links)
+        self._attach(places, "on_enter", True, False, links)
+
     def _attach(
-        self, object: BpfObject, name: str, makes: bool, returning: bool, links: list[Attached]
+        self,
+        places: Sequence[Object],
+        name: str,
+        makes: bool,
+        returning: bool,
+        links: list[Attached],
     ) -> None:
         """Attach a program to all functions that make allocations, or to those that free them."""
-        program = object.programs[name]
-        for place in self.objects:
+        program = self._object.programs[name]
+        for place in places:
             wanted = [each for each in place.functions if each.returns == makes]
             kinds = [self._kinds[function.kind] for function in wanted]
             offsets = [function.offset for function in wanted]
@@ -199,11 +218,13 @@ class Probes:
 
     def settle(self, force: bool = False) -> None:
         """Tell the kernel where code lies, if that has changed."""
-        if not force and self._lived()[1] != self._serial:
+        epoch, unsettled = self._lived()
+        if not force and unsettled != self._serial and epoch == self._settled[1]:
             return
-        epoch = self.epoch
         found = code_of(self.pid, _MOST_CODE)
-        if found is not None and (found, epoch) == self._settled and not force:
+        if found is None and epoch == self._settled[1] and not force:
+            return  # it has ended
+        if (found, epoch) == self._settled and not force:
             return
         known, self._settled = self._settled[0], (found, epoch)
         wanted = self.wanted
@@ -228,6 +249,8 @@ class Probes:
             at = self._code.offset + 16 * n
             plan[at : at + 8] = start.to_bytes(8, self._order)
             plan[at + 8 : at + 16] = (end - start).to_bytes(8, self._order)
+        if found is not None and not self._only and not force:
+            self._attach_late()
         self._plans.put((self._serial % 2).to_bytes(4, self._order), bytes(plan))
 
     def learn(self, step: Step) -> None:
@@ -239,6 +262,15 @@ class Probes:
         offsets = [n & 0xFFFF_FFFF for n in (step.cfa, step.saved_pc, step.saved_fp)]
         key = self._place.pack(step.pc, self.generation, int(step.called))
         self._steps.put(key, self._step.pack(*offsets, flags))
+
+    def _attach_late(self) -> None:
+        """Attach to allocators in files that the process has mapped since."""
+        for place in objects_mapped_since(self.pid, self._files):
+            try:
+                self._attach_all([place], self._late)
+            except BpfError:
+                continue  # the process has ended, or runs another program by now
+            self.late.append(place.name)
 
     def _forget_steps(self) -> None:
         """What led on from a place was there, perhaps, of code that is no more."""
@@ -295,7 +327,9 @@ class Probes:
         return sorted(found, key=lambda call: call.time)
 
     def close(self) -> None:
-        """Give the memory of the calls' ring back; before the source is closed."""
+        """Give back what the source does not know of; before it is closed."""
+        while self._late:
+            self._late.pop().close()
         if self._ring is not None:
             self._ring.close()
             self._ring = None
