@@ -198,6 +198,42 @@ def test_new_and_delete_are_seen_through(tmp_path: Path) -> None:
     assert all(leak["count"] == 10 for leak in ours)
 
 
+LATE = """\
+#include <poll.h>
+#include <stdlib.h>
+static void *volatile kept;
+int main(void)
+{
+	struct pollfd input = { 0, POLLIN, 0 };
+
+	while (!poll(&input, 1, 10))	/* until it may read */
+		kept = malloc(1000);
+	return 0;
+}
+"""
+
+
+def test_a_program_that_another_one_becomes_has_its_own_allocator(tmp_path: Path) -> None:
+    need("gcc")
+    source, program = tmp_path / "late.c", tmp_path / "late"
+    source.write_text(LATE)
+    subprocess.run(["gcc", *OMIT, "-static", source, "-o", program], check=True)
+    words = ("-c", f"sh -c 'exec $0' '{program}'", "--json", "-z", "1000", "-Z", "1000", "-o", "0")
+    with watching(*words, "0.2") as command:
+        assert command.stdin is not None
+        assert command.stdout is not None
+        while not json.loads(command.stdout.readline())["leaks"]:
+            pass
+        command.stdin.close()
+        command.stdin = None
+        printed, said = command.communicate(timeout=60)
+    assert command.returncode == 0, said
+    [leak] = json.loads(printed.splitlines()[-1])["leaks"]
+    assert leak["bytes"] == 1000 * leak["count"]
+    assert leak["stack"]["frames"][1]["function"] == "main"
+    assert f"{program} was mapped later" in said
+
+
 @contextmanager
 def waiting(program: Path, *words: str) -> Iterator[subprocess.Popen[str]]:
     """The program, which is done with its work when its output says so."""
@@ -246,7 +282,12 @@ def watching(*words: str) -> Iterator[subprocess.Popen[str]]:
     """The command, once its probes are there: a process with links has them."""
     pipe = subprocess.PIPE
     process = subprocess.Popen(
-        [sys.executable, "-m", MODULE, *words], stdout=pipe, stderr=pipe, text=True, cwd=ROOT
+        [sys.executable, "-m", MODULE, *words],
+        stdin=pipe,
+        stdout=pipe,
+        stderr=pipe,
+        text=True,
+        cwd=ROOT,
     )
     try:
         yield process
