@@ -41,6 +41,8 @@ BUILDS = (
     Build("strict dwarf 3", "g++", ("-gdwarf-3", "-gstrict-dwarf")),
     Build("types apart", "g++", ("-gdwarf-4", "-fdebug-types-section"), "it inlines nothing"),
     Build("compressed", "g++", ("-g", "-gz=zlib")),
+    Build("mips", "mips-linux-gnu-g++", ("-g",)),
+    Build("arm64", "aarch64-linux-gnu-g++", ("-g",)),
     Build("no inlining", "g++", ("-g", "-O0")),
     Build("whole program", "g++", ("-g", "-flto")),
 )
@@ -75,6 +77,19 @@ def test_every_place_is_where_the_tools_have_it(build: Build, tmp_path: Path) ->
     for score in scores:
         assert score.counted > 100
         assert score.share >= 0.998, score.differences
+
+
+@pytest.mark.parametrize("kind", ["zlib", "zlib-gnu", "zstd"])
+def test_compressed_sections_say_the_same(kind: str, tmp_path: Path) -> None:
+    need("objcopy")
+    program, packed = built(BUILDS[3], tmp_path), tmp_path / "packed"
+    command = ["objcopy", f"--compress-debug-sections={kind}", str(program), str(packed)]
+    subprocess.run(command, check=True, timeout=60)
+    assert packed.stat().st_size < 0.9 * program.stat().st_size
+    plain, unpacked = Lines(opened(program)), Lines(opened(packed))
+    chains = [(plain.at(v), unpacked.at(v)) for v in addresses(opened(program), 250, 5)]
+    assert [a for a, b in chains if a != b] == []
+    assert sum(len(chain) > 1 for chain, _ in chains) > 50
 
 
 def test_each_row_is_the_one_that_pyelftools_has(tmp_path: Path) -> None:
