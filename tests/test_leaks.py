@@ -156,6 +156,28 @@ def test_thousands_of_blocks_at_fifty_depths(programs: dict[str, Path], tmp_path
     assert_exact(found, truth)
 
 
+def test_stacks_that_look_known_are(tmp_path: Path) -> None:
+    """Of many thousands of a few kinds one in 1,024 is walked again."""
+    need("gcc")
+    program = tmp_path / "churn"
+    compile_c("gcc", (*OMIT, "-pthread"), ("churn.c",), program)
+    with waiting(program, "2", "0", "0", "50") as process:
+        words = ("-p", str(process.pid), "--json", "-o", "0", "0.5")
+        with watching(*words) as command:
+            assert command.stdout is not None
+            command.stdout.readline()  # it is attached
+            tell(process)
+            assert process.stdout is not None
+            pairs = int(process.stdout.readline().split()[0])
+            command.send_signal(signal.SIGINT)
+            printed, said = command.communicate(timeout=60)
+    assert command.returncode == 0, said
+    found = json.loads(printed.splitlines()[-1])
+    assert found["events"] >= pairs >= 200_000
+    assert found["checked"] > 50
+    assert found["mistaken"] == 0
+
+
 @pytest.mark.parametrize("library", ["libjemalloc.so.2", "libtcmalloc_minimal.so.4"])
 def test_another_allocator_is_watched_by_its_file(
     programs: dict[str, Path], tmp_path: Path, library: str

@@ -153,8 +153,7 @@ def _declare_leaks(parser: Parser) -> None:
     group.add_argument(
         "--wa-missing-free",
         action="store_true",
-        help="what lies at an address that is given out again counts as freed: always so, but "
-        "for the sums of --combined-only",
+        help="what lies at an address that is given out again counts as freed: it always does",
     )
     group.add_argument(
         "--combined-only",

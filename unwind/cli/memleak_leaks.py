@@ -71,6 +71,8 @@ def _check(options: Options) -> None:
         for name, flag in (("older", "-o"), ("show_allocs", "-a")):
             if getattr(options, name):
                 raise SourceError(f"{flag} asks for single allocations, --combined-only for none")
+    if options.trace and options.json:
+        raise SourceError("-t prints lines, --json documents")
     if profile_wanted(options) and (options.interval or options.json):
         raise SourceError("a profile is made of the last report, and of no other format")
 

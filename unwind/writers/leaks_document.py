@@ -53,6 +53,8 @@ def leaks_document(
         "younger": {"bytes": report.young.size, "count": report.young.count},
         "freed": totals.frees,
         "gone": report.gone,
+        "checked": report.checked,
+        "mistaken": report.mistaken,
         "off": {
             "missing": {"bytes": totals.dropped_bytes, "count": totals.dropped},
             "too_much": {"bytes": totals.replaced_bytes, "count": totals.replaced},
