@@ -2,17 +2,26 @@
 
 from __future__ import annotations
 
+import os
 import struct
+import subprocess
 from collections.abc import Iterator
+from pathlib import Path
 from unittest.mock import patch
 
 import pytest
 
+from tests.crashes import compile_c
+from tests.events import caught, need_bpf
+from tests.support import need
 from unwind.arch.x86_64 import ARCH
 from unwind.events import spaces as events_spaces
 from unwind.events.spaces import Spaces
 from unwind.files import Files
+from unwind.perf.changes import Changes
 from unwind.perf.constants import MISC, RECORD
+from unwind.perf.files import CodeFiles
+from unwind.perf.processes import Processes
 
 SECOND = 1_000_000_000
 
@@ -85,3 +94,43 @@ def test_a_number_that_is_taken_again_is_of_another_process(spaces: Spaces) -> N
 
 def test_of_a_process_that_nobody_told_of_nothing_is_known(spaces: Spaces) -> None:
     assert names(spaces, NOBODY) == []
+
+
+def test_others_who_record_meanwhile_are_told_nothing_else(tmp_path: Path) -> None:
+    """The kernel lets one who asks for build-ids write into the records of all others."""
+    need("perf", "gcc")
+    need_bpf()
+    program = tmp_path / "program"
+    compile_c("gcc", ("-O2",), ("burn.c",), program)
+    recording = tmp_path / "perf.data"
+    words = ["perf", "record", "-q", "-e", "cpu-clock:u", "-o", recording, program, "900"]
+    with caught("cpu-clock@9"):
+        ran = subprocess.run(words, capture_output=True, text=True)
+    assert ran.returncode == 0, ran.stderr
+    shown = subprocess.run(
+        ["perf", "script", "-i", recording, "--show-mmap-events"], capture_output=True, text=True
+    )
+    lines = [line for line in shown.stdout.splitlines() if "PERF_RECORD_MMAP2" in line]
+    mapped = [line for line in lines if "r-xp /" in line]
+    assert len(mapped) > 2
+    for line in mapped:
+        inode = os.stat(line.partition("r-xp ")[2]).st_ino
+        assert f" {inode} " in line, line
+
+
+def test_a_device_is_taken_for_no_build_id() -> None:
+    """As in a recording that was made while somebody else asked for build-ids."""
+    for device, expected in (
+        (struct.pack("=IIQQ", 254, 0, 0x52DB4, 0x5BE6001F), None),
+        (struct.pack("=IIQQ", 8, 1, 7, 0), None),
+        (struct.pack("=IIQQ", 259, 1, 7, 0), None),
+        (bytes([20, 0, 0, 0]) + bytes(range(20)), bytes(range(20))),
+        (bytes([16, 0, 0, 0]) + bytes(range(16)) + bytes(4), bytes(range(16))),
+    ):
+        processes = Processes(ARCH, CodeFiles(Files(), {}, None))
+        body = struct.pack("=IIQQQ", 7, 7, 0x1000, 0x1000, 0) + device
+        body += struct.pack("=II", 5, 0) + b"/none\0\0\0"
+        record = struct.pack("=IHH", RECORD.mmap2, MISC.mmap_build_id, 8 + len(body)) + body
+        Changes(processes, "<").take(RECORD.mmap2, MISC.mmap_build_id, memoryview(record))
+        [mapped] = processes.process(7).mapped
+        assert mapped.build_id == expected

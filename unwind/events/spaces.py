@@ -13,7 +13,7 @@ from struct import Struct
 
 from unwind.elf import Elf
 from unwind.errors import FormatError
-from unwind.events.files import EventFiles
+from unwind.events.files import DELETED, EventFiles
 from unwind.events.perf_event import EventRing, open_task_events, processors
 from unwind.live.proc import Proc, mapped
 from unwind.perf.changes import Changes
@@ -32,7 +32,8 @@ if TYPE_CHECKING:
 
 _LIVES = (RECORD.fork, RECORD.exit)
 _PID = Struct("=8xI")
-_MAP, _NAME = Struct("=8xI4xQQ"), 72  # of PERF_RECORD_MMAP2: who, where, how much; and what
+# Of PERF_RECORD_MMAP2: who, where, how much; the file's device and number; and its name.
+_MAP, _IDENTITY, _NAME = Struct("=8xI4xQQ8xIIQ"), 40, 72
 _TID = Struct("=16xI")  # in the record of one of these, its header included
 # Nanoseconds for which an ended thread keeps its mappings: the kernel tells of an end before it
 # comes to some places that are of interest, as the tracepoint sched_process_exit of Linux 6.1.192.
@@ -40,7 +41,6 @@ _LINGER = 1_000_000_000
 _ROOM = 1 << 19  # bytes of records for each processor
 _HEAD = 1 << 16  # bytes of a file, where its build-id lies
 _MOST_UNKNOWN = 1 << 16  # processes that were looked at and had gone
-_DELETED = " (deleted)"  # what Linux adds to the path of a file that has no name any more
 
 
 class Spaces:
@@ -72,17 +72,38 @@ class Spaces:
         """Take what the kernel has told since, before it runs out of room."""
         found = [record for ring in self._rings for record in ring.records()]
         found.sort(key=lambda record: record[0])
-        for _, kind, misc, record in found:  # while they are there, if they are
+        for n, (time, kind, misc, record) in enumerate(found):  # while they are there, if they are
             if kind == RECORD.mmap2:
-                pid, start, size = _MAP.unpack_from(record)
-                name = os.fsdecode(record[_NAME : record.find(b"\0", _NAME)])
-                self.files.met(pid, name, start, start + size)
+                found[n] = time, kind, *self._identified(misc, record)
             elif (kind == RECORD.comm and misc & MISC.comm_exec) or (
                 kind == RECORD.exit and record[8:12] == record[16:20]  # of the leader
             ):
                 self.files.changed(*_PID.unpack_from(record))
         self._waiting += found
         self._waiting.sort(key=lambda record: record[0])
+
+    def _identified(self, misc: int, record: bytes) -> tuple[int, bytes]:
+        """A PERF_RECORD_MMAP2 with the build-id of its file, as the kernel could have told it.
+
+        The name of a file that cannot be had is that of one which is no more.
+        """
+        pid, start, size, major, minor, inode = _MAP.unpack_from(record)
+        plain = record[_NAME : record.find(b"\0", _NAME)]
+        name, misc = os.fsdecode(plain), misc & ~MISC.mmap_build_id
+        if misc & MISC.mmap_data or name[:1] != "/" or name[:2] == "//":
+            return misc, record
+        self.files.met(pid, name, start, start + size)
+        device = os.makedev(major, minor)
+        found, build_id = self.files.identity(pid, name, start, start + size, device, inode)
+        if build_id is not None:
+            told = bytes([len(build_id), 0, 0, 0]) + build_id
+            if len(told) <= 24:
+                misc |= MISC.mmap_build_id
+                return misc, record[:_IDENTITY] + told.ljust(24, b"\0") + record[_IDENTITY + 24 :]
+        if not found:
+            plain = os.fsencode(name.removesuffix(DELETED) + DELETED)
+            return misc, record[:_NAME] + plain + b"\0"
+        return misc, record
 
     def until(self, time: int) -> None:
         """Bring everything to what it was at `time`: nanoseconds of CLOCK_MONOTONIC."""
@@ -160,7 +181,7 @@ def _identity(proc: Proc, code: Code) -> tuple[str, bytes | None]:
             os.close(handle)
     except (OSError, FormatError):
         found = None
-    return (name, found) if found else (name.removesuffix(_DELETED) + _DELETED, None)
+    return (name, found) if found else (name.removesuffix(DELETED) + DELETED, None)
 
 
 def _is_at(path: str, inode: int) -> bool:

@@ -90,7 +90,7 @@ class Changes:
         build_id, at, executable = None, self._map.size, not misc & MISC.mmap_data
         if kind == RECORD.mmap2:
             if misc & MISC.mmap_build_id and len(body) >= at + 24:
-                build_id = bytes(body[at + 4 : at + 4 + min(body[at], 20)])
+                build_id = _build_id(body[at : at + 24])
             protection, _ = self._read(self._two, body[at + 24 :])
             executable, at = bool(protection & _PROT_EXEC), at + 32
         end = min(start + length, (1 << 64) - 1)
@@ -105,6 +105,19 @@ class Changes:
 
 class _TooShort(Exception):
     """A record has no room for what its kind has."""
+
+
+def _build_id(data: memoryview) -> bytes | None:
+    """The build-id where MMAP2 may have one, None for a device and an inode.
+
+    Where somebody else on the machine asks the kernel for build-ids, it says of all records that
+    they have one (Linux v6.18 perf_event_mmap_output). Device numbers are no sizes of a SHA-1 or
+    an MD5, and what lies behind those is zero.
+    """
+    size = data[0]
+    if not 16 <= size <= 20 or any(data[1:4]):
+        return None
+    return bytes(data[4 : 4 + size])
 
 
 def _text(data: memoryview) -> str:
