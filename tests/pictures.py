@@ -18,8 +18,10 @@ import pytest
 
 from tests import profiles
 from tests.browser import Browser
+from tests.recordings import build, record
 from tests.support import ROOT, cannot, need, run
 from unwind.breakdown import by_function
+from unwind.cli.perf import main
 from unwind.profile import Profile
 from unwind.writers.firefox import firefox
 from unwind.writers.flamegraph import flamegraph_html, flamegraph_svg
@@ -312,6 +314,31 @@ def test_speedscope_shows_every_function(browser: Browser, named: tuple[str, Pro
         assert "No symbols found" in said
     _speedscope(browser, name, text, "left-heavy")
     browser.screenshot(HOME / f"speedscope-{name}.png")
+
+
+def test_speedscope_imports_what_a_script_prints(browser: Browser, tmp_path: Path) -> None:
+    """The text of `perf script`, which speedscope reads by itself, has the functions of a program.
+
+    It gives each sample the time until the next one, so shares are not to the digit ours.
+    """
+    program = build(tmp_path, "burn.c")
+    recording = record(tmp_path / "perf.data", program, "300")
+    text, stacks = tmp_path / "script", tmp_path / "folded"
+    assert main([str(recording), "--script", "-o", str(text)]) == 0
+    assert main([str(recording), "--folded", "-o", str(stacks)]) == 0
+    total: Counter[str] = Counter()
+    for line in stacks.read_text().splitlines():
+        stack, _, weight = line.rpartition(" ")
+        total.update({name: int(weight) for name in set(stack.split(";"))})
+    said = _speedscope(browser, "perf.txt", text.read_text(), "sandwich")
+    assert re.search(r"program pid: \d+ tid: \d+", said)
+    share = r"\(([<>]?\d+(?:\.\d+)?)%\)\s+"
+    for name in ("main", "_start", "__libc_start_main"):
+        match = re.search(rf"{share}[^()]+{share}{name}\b", said)
+        assert match, said
+        assert float(match[1].lstrip("<>")) > 90
+        assert total[name] > 0.9 * max(total.values())
+    browser.screenshot(HOME / "speedscope-script.png")
 
 
 def test_speedscope_has_its_schema_kept(named: tuple[str, Profile]) -> None:
