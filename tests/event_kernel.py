@@ -8,6 +8,7 @@ On x86_64 the root is this machine's own, on arm64 one of Debian's packages.
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import shutil
@@ -22,7 +23,7 @@ import pytest
 from tests.events import objects_built
 from tests.foreign import ARM64
 from tests.kernel import DOWNLOADS, Machine, _run, download, newc
-from tests.support import ROOT, need
+from tests.support import ROOT, need, validate_leaks
 from tests.test_memleak import counts, stacks_of
 
 MACHINES = (
@@ -52,6 +53,7 @@ MODULES = (
 PACKAGES = ("python3-minimal", "libpython3.11-stdlib", "libbpf1", "dash", "coreutils")
 CLOCK = "cpu-clock@50"
 LOOK, PROFILE = "look", "profile"
+LEAKS = "unwind-memleak"
 SECONDS = 6
 
 
@@ -122,6 +124,7 @@ def guest(kernel: Path, busybox: Path, command: str, places: Sequence[str]) -> b
     ]
     runs = {place: f"memleak --symbol {place} --duration {SECONDS}" for place in places}
     runs |= {LOOK: "live --no-stop --registers $SLEEPER"}
+    runs |= {LEAKS: "memleak -c 'ls -l /bin/true' --json"}
     runs |= {PROFILE: f"profiler -a -F 50 --folded --duration {SECONDS}"}
     for name, words in runs.items():
         whole = f"{command} -m unwind.cli.{words}"
@@ -169,6 +172,7 @@ def faults(printed: str, places: Sequence[str]) -> Iterator[str]:
         if place != CLOCK:  # which may meet anything
             yield from (f"{place}: {fault}" for fault in _faults_of(stacks_of(said)))
     yield from _faults_of_look(runs.get(LOOK, ""))
+    yield from _faults_of_leaks(runs.get(LEAKS, ""))
     if not re.search(r"^true;.*;_start;", runs.get(PROFILE, ""), re.M) and not re.search(
         r"^\S+;(_start|.*libc_start).* \d+$", runs.get(PROFILE, ""), re.M
     ):
@@ -176,6 +180,21 @@ def faults(printed: str, places: Sequence[str]) -> Iterator[str]:
     where = re.findall(r"\[event\] .* pc=0x([0-9a-f]+)", runs.get("do_exit", ""))
     start = int(told[1], 16) if told else 0
     yield from (f"do_exit: pc={pc}" for pc in where if not 0 <= int(pc, 16) - start < 32)
+
+
+def _faults_of_leaks(printed: str) -> Iterator[str]:
+    """A command's allocations, each with its whole stack."""
+    found = re.search(r'^{"schema":"unwind-leaks/1".*', printed, re.M)
+    if found is None:
+        yield f"{LEAKS}: no report in {printed}"
+        return
+    report = json.loads(found[0])
+    validate_leaks(report)
+    if report["events"] < 20 or report["dropped"] or report["mistaken"]:
+        yield f"{LEAKS}: {report}"
+    left = sum(leak["count"] for leak in report["leaks"])
+    if report["events"] != report["complete"] or report["events"] != report["freed"] + left:
+        yield f"{LEAKS}: {report}"
 
 
 def _faults_of_look(printed: str) -> Iterator[str]:
