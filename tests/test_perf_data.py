@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import struct
 import tracemalloc
 from collections.abc import Sequence
 from pathlib import Path
@@ -19,7 +20,8 @@ from unwind.elf import PT, Elf
 from unwind.errors import SourceError
 from unwind.files import Files
 from unwind.frames import End
-from unwind.perf.constants import CONTEXT, SAMPLE
+from unwind.perf.constants import CONTEXT, FEATURE, SAMPLE
+from unwind.perf.header import Header
 from unwind.perf.kallsyms import read_kallsyms, recorded_kallsyms
 from unwind.sampling import Sampler, split_callchain
 from unwind.testing.chains import Chain
@@ -274,3 +276,26 @@ def test_what_the_kernel_made_at_run_time_is_named(tmp_path: Path) -> None:
         "\tbpf_prog_1234_count+0x80 ([kernel.kallsyms])",  # a call was its last instruction
         "\t[unknown] ([kernel.kallsyms])",
     ]
+
+
+@pytest.mark.parametrize(("method", "warns"), [(0, False), (1, False), (2, True)])
+def test_records_packed_by_another_method_are_said_to_be(method: int, warns: bool) -> None:
+    """HEADER_COMPRESSED: version, PERF_COMP_ method, level, ratio, bytes of a buffer."""
+    header = Header("<", memoryview(b""), 0, False)
+    header.feature(FEATURE.compressed, memoryview(struct.pack("<5I", 1, method, 1, 4, 524288)))
+    assert [("method 2" in told) for told in header.warnings] == [True] * warns
+    header.feature(FEATURE.compressed, memoryview(b"\1\0\0"))
+    assert "feature section 27" in header.warnings[-1]
+
+
+def test_code_of_a_memfd_is_in_no_file_but_has_its_name() -> None:
+    built = Recording(ARCH, 0, 64, registers=(RSP, RIP))
+    built.comm(7, 7, 1, "maker", exec=True)
+    built.mapping(7, 2, 0x1000_0000, 0x1000, "/memfd:code (deleted)")
+    at(built, 7, 3, 0x1000_0010)
+    with Files() as files, TRANSPORT.read(Input(built.build()), "perf.data", files) as source:
+        (sample,) = source.samples()
+        module = sample[6].find(sample[7])
+        assert module is not None
+        assert module.name == "/memfd:code (deleted)"
+        assert module.image is None

@@ -23,6 +23,7 @@ _WHERE = "perf.data"
 _MOST_EVENTS = 4096
 _PIPE_HEADER = 16  # the size of a header that only a stream has
 _NAMED_EVENT = 2  # PERF_EVENT_UPDATE__NAME
+_ZSTD = 1  # PERF_COMP_ZSTD
 
 
 class Header:
@@ -83,6 +84,11 @@ class Header:
                     self.command = " ".join(words)
                 case FEATURE.event_desc:
                     self._describe(reader)
+                case FEATURE.compressed:
+                    _, method = reader.number(), reader.number()  # the version, which is 1
+                    if method not in (0, _ZSTD):
+                        told = f"records are compressed by method {method}, which is not zstd"
+                        self.warnings.append(told)
                 case FEATURE.build_id:
                     while reader.left() >= 8:
                         misc, entry = reader.record()
