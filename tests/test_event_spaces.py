@@ -60,6 +60,30 @@ def names(spaces: Spaces, pid: int) -> list[str]:
 NOBODY = 1 << 29  # above any process' number
 
 
+def test_of_one_process_alone_nothing_is_kept_of_others() -> None:
+    class Ring:
+        def records(self) -> list[tuple[int, int, int, bytes]]:
+            return waiting
+
+        def close(self) -> None:
+            """There is nothing to close."""
+
+    with patch.object(events_spaces, "processors", list):
+        made = Spaces(ARCH, Files(), only=NOBODY)
+    told(made, 5, RECORD.lost, struct.pack("=QQ", 1, 7))
+    for pid in (NOBODY + 1, NOBODY, NOBODY + 2):
+        told(made, 10, RECORD.fork, lives(pid, 1))
+        runs(made, 20, pid, b"/one", 0x1000)
+    waiting, made._waiting = made._waiting, []
+    made._rings.append(Ring())  # type: ignore[arg-type]
+    made.collect()
+    made.until(30)
+    assert names(made, NOBODY)[0].startswith("/one")
+    assert [names(made, NOBODY + n) for n in (1, 2)] == [[], []]
+    assert made.changes.lost == 7
+    made.close()
+
+
 def test_what_is_mapped_is_so_from_its_time_on(spaces: Spaces) -> None:
     told(spaces, 10, RECORD.fork, lives(NOBODY, 1))
     runs(spaces, 20, NOBODY, b"/one", 0x1000)

@@ -162,9 +162,14 @@ def overhead(options: argparse.Namespace, where: Path) -> str:
 
 
 def resident(pid: int) -> int:
-    """Bytes of memory that a process has now."""
-    pages = int(Path(f"/proc/{pid}/statm").read_text().split()[1])
-    return pages * os.sysconf("SC_PAGE_SIZE")
+    """Bytes of memory that are a process' own now.
+
+    The ring has its size from the beginning, and counts as resident page by page as it is read.
+    """
+    for line in Path(f"/proc/{pid}/status").read_text().splitlines():
+        if line.startswith("RssAnon:"):
+            return int(line.split()[1]) << 10
+    return 0
 
 
 def lasting(options: argparse.Namespace, where: Path) -> str:

@@ -102,7 +102,7 @@ class RingBufferSource(Source):
             self._object.resize("events", options.ring_size)
             where.prepare(self._object)
             self._object.load(where.programs)
-            self._spaces = Spaces(arch, files)
+            self._spaces = Spaces(arch, files, options.pid)
             self._ring = self._object.ring("events", self._take)
             self._links = [*where.attach(self._object, options.pid, options.cookie)]
         except BaseException:

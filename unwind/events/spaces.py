@@ -30,6 +30,9 @@ if TYPE_CHECKING:
     from unwind.live.proc import Mapped as Code
     from unwind.perf.processes import ProcessSpace
 
+_OF_A_PROCESS = frozenset(
+    {RECORD.mmap, RECORD.mmap2, RECORD.comm, RECORD.fork, RECORD.exit}
+)  # these begin with its id
 _LIVES = (RECORD.fork, RECORD.exit)
 _PID = Struct("=8xI")
 # Of PERF_RECORD_MMAP2: who, where, how much; the file's device and number; and its name.
@@ -44,9 +47,13 @@ _MOST_UNKNOWN = 1 << 16  # processes that were looked at and had gone
 
 
 class Spaces:
-    """The address spaces of all processes of the machine, as of the last `until`."""
+    """The address spaces of all processes of the machine, or of `only` one, as of the last `until`.
 
-    def __init__(self, arch: Architecture, files: Files):
+    A busy machine has thousands of processes a minute: of others, nothing is kept then.
+    """
+
+    def __init__(self, arch: Architecture, files: Files, only: int | None = None):
+        self._only = only
         self.files = EventFiles(files)
         self.processes = Processes(arch, CodeFiles(self.files, {}, os.uname().release))
         order = "<" if sys.byteorder == "little" else ">"
@@ -70,7 +77,7 @@ class Spaces:
 
     def collect(self) -> None:
         """Take what the kernel has told since, before it runs out of room."""
-        found = [record for ring in self._rings for record in ring.records()]
+        found = [record for ring in self._rings for record in ring.records() if self._wants(record)]
         found.sort(key=lambda record: record[0])
         for n, (time, kind, misc, record) in enumerate(found):  # while they are there, if they are
             if kind == RECORD.mmap2:
@@ -81,6 +88,13 @@ class Spaces:
                 self.files.changed(*_PID.unpack_from(record))
         self._waiting += found
         self._waiting.sort(key=lambda record: record[0])
+
+    def _wants(self, record: tuple[int, int, int, bytes]) -> bool:
+        """Whether what a record tells of is looked at."""
+        _, kind, _, data = record
+        if self._only is None or kind not in _OF_A_PROCESS:
+            return True
+        return bool(_PID.unpack_from(data)[0] == self._only)
 
     def _identified(self, misc: int, record: bytes) -> tuple[int, bytes]:
         """A PERF_RECORD_MMAP2 with the build-id of its file, as the kernel could have told it.
@@ -137,7 +151,7 @@ class Spaces:
         self.changes.take(kind, misc, memoryview(record))
 
     def _look_around(self) -> None:
-        for name in os.listdir("/proc"):
+        for name in os.listdir("/proc") if self._only is None else [str(self._only)]:
             if name.isdigit():
                 self._look_at(int(name))
 
