@@ -163,6 +163,7 @@ class _Report:
 
     def print(self, words: Iterator[str]) -> int:
         """Print what is at each address; whoever writes them one by one gets answers so."""
+        is_asked = _is_asked()
         for word in words:
             address = _address(word)
             if address is None:
@@ -172,10 +173,22 @@ class _Report:
                     continue
             name = self._names.name(self._module, address or 0, address or 0)
             sys.stdout.write("".join([f"{line}\n" for line in self._form(address or 0, name)]))
-            sys.stdout.flush()
+            if is_asked:
+                sys.stdout.flush()
         for problem in (*self._names.problems.values(), *self._names.damage):
             warn(_PROG, problem)
         return 0
+
+
+def _is_asked() -> bool:
+    """Whether somebody may wait for an answer before the next address: not where a file is read."""
+    import os
+    from stat import S_ISREG
+
+    try:
+        return not S_ISREG(os.fstat(sys.stdin.fileno()).st_mode)
+    except (AttributeError, OSError, ValueError):  # closed
+        return True
 
 
 def _address(word: str) -> int | None:

@@ -10,8 +10,9 @@ __all__ = ["Inlined", "Name", "Names"]
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Callable, Iterable, Sequence
 
+    from unwind.image import Image
     from unwind.modules import Module
     from unwind.protocols import Location, Symbolizer
 
@@ -86,44 +87,56 @@ class Names:
                 return Name(module, made[0], self._plain(made[0]), made[1] + pc - lookup_pc)
         if module is None:
             return _NOWHERE
-        found = self._by_symbol(module, pc, lookup_pc)
-        if module.image is not None and (self._source or self._inlines):
-            found = self._located(found, module, lookup_pc)
+        found = self._found(module, pc, lookup_pc)
         if found.function is None:
             self.unnamed[module] = self.unnamed.get(module, 0) + 1
         return found
 
-    def _by_symbol(self, module: Module, pc: int, lookup_pc: int) -> Name:
-        if module.image is None:
+    def _found(self, module: Module, pc: int, lookup_pc: int) -> Name:
+        """As `name`, in a module."""
+        image = module.image
+        if image is None:
             return Name(module)
+        places: Sequence[Location] = ()
+        is_located = self._source or self._inlines
+        if self._declared and is_located:
+            places = self._symbolizer.locations(image, module.to_vaddr(lookup_pc))
+            if places and places[-1].function is not None:
+                return self._located(Name(module), places)
+        found = self._by_symbol(module, image, lookup_pc, pc - lookup_pc)
+        if found.symbol is None and pc != lookup_pc:
+            # A function's first byte that was planted as a return address (makecontext).
+            found, lookup_pc = self._by_symbol(module, image, pc, 0), pc
+        if not is_located:
+            return found
+        return self._located(found, self._symbolizer.locations(image, module.to_vaddr(lookup_pc)))
+
+    def _by_symbol(self, module: Module, image: Image, pc: int, beyond: int) -> Name:
+        """The symbol that covers `pc`, with the offset of what lies `beyond` that."""
+        vaddr = module.to_vaddr(pc)
         try:
-            symbol = self._symbolizer.symbol(module.image, module.to_vaddr(lookup_pc))
-            if symbol is None and pc != lookup_pc:
-                # A function's first byte that was planted as a return address (makecontext).
-                symbol = self._symbolizer.symbol(module.image, module.to_vaddr(pc))
+            symbol = self._symbolizer.symbol(image, vaddr)
         except UnwindError as error:
             self.problems[module.name] = str(error)
             return Name(module)
         if symbol is None:
             return Name(module)
-        offset = module.to_vaddr(pc) - symbol.vaddr
+        offset = vaddr + beyond - symbol.vaddr
         return Name(module, symbol.name, self._plain(symbol.name), offset)
 
-    def _located(self, name: Name, module: Module, lookup_pc: int) -> Name:
+    def _located(self, name: Name, places: Sequence[Location]) -> Name:
         """`name` with its places in source."""
-        assert module.image is not None
-        places = self._symbolizer.locations(module.image, module.to_vaddr(lookup_pc))
         if not places:
             return name
         symbol, function = name.symbol, name.function
-        if (symbol is None or self._declared) and places[-1].function is not None:
+        if symbol is None and places[-1].function is not None:
             symbol, function = places[-1].function, self._plain(places[-1].function)
         inlined = tuple(map(self._inlined, places[:-1])) if self._inlines else ()
         where = places[-1] if self._inlines else places[0]
         file, line, column = where.file, where.line, where.column
         if not self._source:
             file = line = column = None
-        return Name(module, symbol, function, name.offset, file, line, column, inlined)
+        return Name(name.module, symbol, function, name.offset, file, line, column, inlined)
 
     def _inlined(self, place: Location) -> Inlined:
         function = self._plain(place.function) if place.function is not None else None

@@ -70,8 +70,8 @@ class SymbolicSymbolizer(DebugSymbolizer):
             found = cache.lookup(vaddr - _load_address(image))
         except self._error:
             found = []
-        # Between functions and in some parts of them it misses lines that are there (13.9: one place
-        # in a hundred of libc), and tells the nearest symbol, or nothing.
+        # Between functions and in some parts of them it misses lines that are there (13.9: one
+        # place in a hundred of libc), and tells the nearest symbol, or nothing.
         if not any(place.line for place in found):
             return super().locations(image, vaddr)
         return tuple(
@@ -82,7 +82,7 @@ class SymbolicSymbolizer(DebugSymbolizer):
     def _cache_of(self, image: Image) -> Any:
         """The cache of an image, made where there is none yet; None where it cannot serve."""
         owner = debug_info_of(image)
-        if owner is None or not owner.path or _has_parts_elsewhere(owner):
+        if owner is None or not owner.path:
             return None
         build_id = owner.build_id
         path = ""
@@ -94,6 +94,8 @@ class SymbolicSymbolizer(DebugSymbolizer):
                     return self._format.open(path)
             except (OSError, self._error):  # none yet, or damaged: it is made anew
                 pass
+        if _has_parts_elsewhere(owner):
+            return None
         try:
             archive = self._archive.open(owner.path)
             [made] = [
