@@ -400,7 +400,7 @@ def command_run(command: ModuleType, argv: list[str]) -> tuple[str, str]:
         if code != 0:
             raise Broken(f"exit code {code}")
     for said in warnings:
-        if not said.startswith(f"{prog}: warning: "):
+        if not said.startswith((f"{prog}: warning: ", f"{prog}: hint: ")):
             raise Broken(f"on standard error: {said!r}")
     for said in (*warnings, line):
         if not said.isprintable():
