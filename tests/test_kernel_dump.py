@@ -250,7 +250,7 @@ def test_it_works_from_a_home_that_is_closed(waiting: Waiting, store: Path, tmp_
     shutil.copytree(ROOT / "unwind", home / "unwind", ignore=ignored)
     home.chmod(0o700)
     before = ("/usr/bin/env", f"PYTHONPATH={home}", *COMMAND)
-    options = ("--explain", "--cross-check", "--scan")
+    options = ("--explain", "--cross-check", "--scan", "--thread", str(waiting.pid))
     handled = handle(waiting.core, waiting.pid, store, *options, before=before)
     assert handled.code == 0
     text = next(store.iterdir()).read_text()

@@ -48,7 +48,7 @@ def test_a_stack_goes_on_through_what_node_has_compiled() -> None:
     with subprocess.Popen([node, "-e", code]) as process:
         try:
             time.sleep(0.5)
-            found = [stack_of(process.pid) for _ in range(10)]
+            found = [stack_of(process.pid) for _ in range(4)]
         finally:
             process.kill()
     through = [(names, reason) for names, reason in found if None in names]
