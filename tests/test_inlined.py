@@ -13,6 +13,7 @@ import pytest
 from tests.crashes import crash_by_kernel, kernel_writes_cores
 from tests.support import cannot, need, python
 from tests.test_lines import PROGRAM
+from unwind.elf import Elf
 from unwind.files import Files
 from unwind.profile import Counts, Profile, Thread
 from unwind.sites import Sites
@@ -216,3 +217,31 @@ def test_events_and_leaks_have_inlined_functions_before_their_frame(crash: Path)
         assert line.endswith(place)
     found = [re.fullmatch(r"(.*?)(?:\+0x\w+ \(program\))? at (.*):(\d+):\d+", p) for p in places]
     assert told((m[1], m[2], int(m[3])) for m in found if m) == WANTED
+
+
+@pytest.mark.parametrize("name", [".debug_info", ".debug_line", ".debug_abbrev"])
+def test_damaged_debug_info_costs_the_line_and_no_frame(
+    name: str, crash: Path, tmp_path: Path
+) -> None:
+    data = bytearray((crash / "program").read_bytes())
+    section = Elf(bytes(data)).section(name)
+    assert section is not None
+    data[section.offset + 8 : section.offset + section.size] = b"\xff" * (section.size - 8)
+    broken = tmp_path / "program"
+    broken.write_bytes(data)
+    done = python("-m", "unwind.cli.core", "-s", "-i", "-e", broken, crash / "core")
+    assert done.returncode == 0
+    assert f"warning: no lines: {broken}: .debug_" in done.stderr
+    assert done.stderr.count("\n") < 10
+    assert _frames(done.stdout) == _frames(printed(crash, "--symbolizer", "symbols"))
+    assert len(_frames(done.stdout)) > 3
+    assert "shop::run(int)" in done.stdout
+
+
+def _frames(text: str) -> list[str]:
+    """The lines of frames, without numbers and places in source; not those of what is inlined."""
+    return [
+        found
+        for line in text.splitlines()
+        for found in re.findall(r"0x\w+ .*\+0x\w+ \(.*?\)", line)
+    ]
