@@ -237,12 +237,15 @@ def _cases(target: Target) -> Iterator[ForeignCase]:
                 flags=(*flags, "-DTAGGED", "-march=armv8.5-a+memtag"),
                 trust=("emulation",) * bool(name),
             )
-        # The list of libraries begins in the page that the program has taken away.
+        # The list of libraries begins in the page that the program has taken away: the C library
+        # has no name, and only the chain of frame pointers leads through it.
         yield case(
             "procedure-linkage-table",
             "plt.c",
             flags=(*OMIT, *NO_PIE, "-Wl,-z,lazy"),
             trust=("emulation",),
+            perhaps=("frame_pointer",),
+            nameless=("__libc_start_main",),
             ends=Ends(short=("no-module",), words=("anonymous",), at_least=4),
         )
     # -- C++

@@ -21,7 +21,8 @@ _MOST = 64  # records after which it is a chain, wherever it leads
 def leads_out(place: Place, caller: Caller) -> bool:
     """Whether records go on from `caller`'s frame pointer, out to a call in code of a file.
 
-    From code that no file has into such code, that is: elsewhere a return address follows a call.
+    From code that no file has into such code, that is: elsewhere a return address follows a call,
+    and what lies before it can be looked at.
     A record is the caller's frame pointer and then the return address (x86-64 psABI 1.0 §3.2.2,
     AAPCS64 §6.4.6), and each lies above the one before, on the same stack.
     """
