@@ -27,7 +27,7 @@ import pytest
 from tests import crashes
 from tests.crashes import Crash
 from tests.running import running, state_of
-from tests.support import NOBODY, ROOT, as_nobody, need, need_root, python, validate
+from tests.support import NOBODY, ROOT, as_nobody, cannot, need, need_root, python, validate
 from tests.test_crashes import assert_truth
 from unwind.cli.core import _declare
 from unwind.cli.options import argument_parser
@@ -38,6 +38,7 @@ from unwind.kernel_dump.crashed import Crashed
 from unwind.kernel_dump.memory import DumpMemory
 from unwind.kernel_dump.privileges import confine, most_written
 from unwind.kernel_dump.store import Store, report_name
+from unwind.live.refusals import yama
 from unwind.transports.core import loads_of
 
 COMMAND = (sys.executable, "-m", "unwind.cli.core")
@@ -58,6 +59,8 @@ class Waiting(NamedTuple):
 def waiting() -> Iterator[Waiting]:
     """In a directory that everybody may read: the handler is an ordinary user."""
     need("gcore")
+    if os.geteuid() and yama():
+        cannot("the handler is not root, and Yama shows it no memory")
     [case] = crashes.named("threads")
     with tempfile.TemporaryDirectory() as scratch:
         directory = Path(scratch)
@@ -267,8 +270,7 @@ def in_the_child(handler: subprocess.Popen[bytes]) -> int:
     children = Path(f"/proc/{handler.pid}/task/{handler.pid}/children")
     while time.monotonic() < end:
         for child in map(int, children.read_text().split()):
-            wchan = Path(f"/proc/{child}/wchan").read_text()
-            if "pipe" in wchan and state_of(child) == "S":
+            if status_of(child)["NoNewPrivs"] == ["1"] and state_of(child) == "S":
                 return child
         time.sleep(0.01)
     raise AssertionError("the handler does not read")
