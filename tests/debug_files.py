@@ -12,7 +12,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from unwind.elf import Elf
-from unwind.lines.lookup import Lines, Location
+from unwind.lines.location import Location
+from unwind.lines.lookup import Lines
 from unwind.lines.split import unit_in_file, unit_in_package
 from unwind.testing.damage import Area, Field
 

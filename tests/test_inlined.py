@@ -238,6 +238,18 @@ def test_damaged_debug_info_costs_the_line_and_no_frame(
     assert "shop::run(int)" in done.stdout
 
 
+def test_a_snapshot_keeps_places_in_source(crash: Path, tmp_path: Path) -> None:
+    asked = ("-m", "unwind.cli.core", "--json", "-s", "-i")
+    kept, again = tmp_path / "kept", tmp_path / "again"
+    whole = json.loads(printed(crash, "--json", "-s", "-i", "--record", str(kept)))
+    done = python(*asked, kept, "--record", again)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert json.loads(done.stdout)["threads"] == whole["threads"]
+    text = python("-m", "unwind.cli.core", again).stdout
+    assert _own(text) == _own(printed(crash))
+    assert text.count("[inlined]") == 3
+
+
 def _frames(text: str) -> list[str]:
     """The lines of frames, without numbers and places in source; not those of what is inlined."""
     return [

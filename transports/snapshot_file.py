@@ -9,6 +9,7 @@ from __future__ import annotations
 from unwind.elf import Header
 from unwind.errors import FormatError, MemoryFault, SourceError, UnsupportedArchitecture
 from unwind.fields import Fields
+from unwind.lines.location import Location
 from unwind.mappings import MOST_MODULES
 from unwind.modules import Module, State
 from unwind.recorded import (
@@ -65,6 +66,7 @@ _LONGEST_SECTION = 1 << 30
 _KINDS = ("eh_frame", "debug_frame", "pdr", "sframe")
 _STATES = (State.OK, State.MEMORY_ONLY, State.MISSING, State.MISMATCH)
 _TOP = 1 << 64
+_LAST_LINE = 1 << 32
 
 
 class SnapshotSource(RecordedSource):
@@ -265,7 +267,11 @@ class _File:
             sections=sections,
             symbols=RecordedSymbols(_symbols(said.fields("symbols"))),
             procedure_data=entries,
-            told=_conclusions(said.fields("analysis"), _symbols(said.fields("stubs"))),
+            told=_conclusions(
+                said.fields("analysis"),
+                _symbols(said.fields("stubs")),
+                _lines(said.fields("lines")) if "lines" in said else {},
+            ),
         )
 
     def _section(self, said: Fields, header: Header) -> RecordedSection:
@@ -351,7 +357,28 @@ def _symbols(said: Fields) -> dict[int, Symbol | None]:
     }
 
 
-def _conclusions(said: Fields, stubs: dict[int, Symbol | None]) -> Conclusions:
+def _lines(said: Fields) -> dict[int, tuple[Location, ...]]:
+    files = [file.text() for file in said.items("files")]
+    places = []
+    for place in said.items("places"):
+        function, file, line, column = (place.at(n) for n in range(4))
+        places.append(
+            Location(
+                function.text() if function.value is not None else None,
+                file.pick(files) if file.value is not None else None,
+                line.number(high=_LAST_LINE) if line.value is not None else None,
+                column.number(high=_LAST_LINE) if column.value is not None else None,
+            )
+        )
+    return {
+        known.at(0).address(): tuple([known.at(n).pick(places) for n in range(1, known.length())])
+        for known in said.items("at")
+    }
+
+
+def _conclusions(
+    said: Fields, stubs: dict[int, Symbol | None], lines: dict[int, tuple[Location, ...]]
+) -> Conclusions:
     rows: dict[tuple[int, bool], Row | NoRow] = {}
     for known in said.items("rows"):
         found = _row_or_none(known.at(2))
@@ -369,7 +396,7 @@ def _conclusions(said: Fields, stubs: dict[int, Symbol | None]) -> Conclusions:
         key = known.at(0).address(), known.at(1).address(), known.at(2).truth()
         found = _row_or_none(known.at(3))
         rows_from[key] = found if isinstance(found, Row) else None
-    return Conclusions(rows, extents, rows_from, stubs)
+    return Conclusions(rows, extents, rows_from, stubs, lines)
 
 
 def _row_or_none(said: Fields) -> Row | NoRow | None:

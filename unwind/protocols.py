@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from unwind import symtab
     from unwind.files import Files
     from unwind.image import Image
+    from unwind.lines import location
     from unwind.rules import NoRow, Row
     from unwind.snapshot import Place, Source
     from unwind.unpack import Input
@@ -84,6 +85,10 @@ class Told(Protocol):
 
     def stub(self, vaddr: int) -> symtab.Symbol | None:
         """The stub of a linkage table at `vaddr`, by the name of what it leads to."""
+        ...
+
+    def locations(self, vaddr: int) -> tuple[location.Location, ...]:
+        """The places in source of `vaddr`, innermost first."""
         ...
 
 

@@ -42,6 +42,7 @@ if TYPE_CHECKING:
 
     from unwind.dwarf.cfi import Fde, Kind
     from unwind.elf import Header
+    from unwind.lines.location import Location
     from unwind.rules import Row
     from unwind.symtab import Symbol
 
@@ -219,7 +220,8 @@ class Conclusions:
     """What was concluded from more of an image than a snapshot keeps (see `image.Told`).
 
     `rows` of the analysis of code are kept by (vaddr, called), `extents` of functions by a vaddr
-    in them, `rows_from` by (start, vaddr, called), `stubs` of linkage tables by vaddr.
+    in them, `rows_from` by (start, vaddr, called), `stubs` of linkage tables by vaddr, `lines` are
+    the places in source of a vaddr, as debug info had them.
     """
 
     def __init__(
@@ -228,11 +230,13 @@ class Conclusions:
         extents: Mapping[int, tuple[int, int] | None] | None = None,
         rows_from: Mapping[tuple[int, int, bool], Row | None] | None = None,
         stubs: Mapping[int, Symbol | None] | None = None,
+        lines: Mapping[int, tuple[Location, ...]] | None = None,
     ):
         self.rows = dict(rows or {})
         self.extents = dict(extents or {})
         self.rows_from = dict(rows_from or {})
         self.stubs = dict(stubs or {})
+        self.lines = dict(lines or {})
 
     def row(self, vaddr: int, called: bool) -> Row | NoRow:
         """What the analysis of the code said at `vaddr`."""
@@ -250,6 +254,10 @@ class Conclusions:
     def stub(self, vaddr: int) -> Symbol | None:
         """The stub of a linkage table at `vaddr`."""
         return self.stubs.get(vaddr)
+
+    def locations(self, vaddr: int) -> tuple[Location, ...]:
+        """The places in source of `vaddr`; () also where nobody asked for them."""
+        return self.lines.get(vaddr, ())
 
 
 class RecordedImage(Image):

@@ -11,6 +11,7 @@ from unwind.elf import PT
 from unwind.errors import MemoryFault, UnwindError
 from unwind.explain import cross_check
 from unwind.image import Image
+from unwind.lines.location import Location
 from unwind.memory import Recording
 from unwind.pdr import Procedures
 from unwind.recorded import (
@@ -42,7 +43,7 @@ if TYPE_CHECKING:
     from unwind.elf import Elf
     from unwind.frames import Frame, Stack
     from unwind.pdr import Procedure
-    from unwind.protocols import Memory
+    from unwind.protocols import Memory, Symbolizer
     from unwind.recorded import Piece
     from unwind.rules import NoRow, Row
     from unwind.snapshot import Snapshot, Source
@@ -63,15 +64,17 @@ def record(
     *,
     unwinder: Unwinder | None = None,
     judge: Unwinder | None = None,
+    symbolizer: Symbolizer | None = None,
     with_modules: bool = False,
 ) -> RecordedSource:
     """What `unwinder` needs of the source to walk its `snapshots` (None: all) to the same stacks.
 
     With `judge`, an unwinder that cross-checks, what that takes is kept too. `with_modules` keeps
-    all CFI of the modules, not just what was used. Names are kept for every place of the stacks.
+    all CFI of the modules, not just what was used. Names are kept for every place of the stacks,
+    and the places in source that `symbolizer` knows.
     """
     unwinder = unwinder if unwinder is not None else Unwinder(source.arch)
-    world = _World(source.arch)
+    world = _World(source.arch, symbolizer)
     chosen = list(source.snapshots() if snapshots is None else snapshots)
     for snapshot in chosen:
         world.walk(snapshot, unwinder, judge)
@@ -89,12 +92,31 @@ def record(
     return kept
 
 
+class _Symbolizer(TableSymbolizer):
+    """Notes what another symbolizer says of the places in an image."""
+
+    def __init__(self, real: Symbolizer | None):
+        super().__init__()
+        self._real = real
+
+    def locations(self, image: Image, vaddr: int) -> tuple[Location, ...]:
+        if self._real is None or not isinstance(image, _Image):
+            return ()
+        found = tuple(
+            Location(place.function, place.file, place.line, place.column)
+            for place in self._real.locations(image.real, vaddr)
+        )
+        if found:
+            image.told.lines[vaddr] = found
+        return found
+
+
 class _World:
     """Memories, images and spaces that note what they are asked, by those that they stand for."""
 
-    def __init__(self, arch: Architecture):
+    def __init__(self, arch: Architecture, symbolizer: Symbolizer | None):
         self.arch = arch
-        self.names = Names(TableSymbolizer())
+        self.names = Names(_Symbolizer(symbolizer), source=True)
         self.memories: dict[int, _Memory] = {}
         self.images: dict[Image, _Image] = {}
         self.spaces: dict[AddressSpace, AddressSpace] = {}
@@ -383,7 +405,7 @@ class _Conclusions(Conclusions):
 
     def kept(self) -> Conclusions:
         """What was asked for, and no way to ask for more."""
-        return Conclusions(self.rows, self.extents, self.rows_from, self.stubs)
+        return Conclusions(self.rows, self.extents, self.rows_from, self.stubs, self.lines)
 
     def row(self, vaddr: int, called: bool) -> Row | NoRow:
         key = vaddr, called

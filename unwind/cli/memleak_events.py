@@ -104,7 +104,8 @@ class EventReport:
             modules = {id(m): m for snapshot, _ in self.kept for m in snapshot.space.modules}
             print(dumps(document(source, modules.values(), self.kept, self.names.name)))
         if options.record is not None:
-            write_record(options, source, [snapshot for snapshot, _ in self.kept], self.unwinder)
+            kept = [snapshot for snapshot, _ in self.kept]
+            write_record(options, source, kept, self.unwinder, self.names)
 
     def _frames(self, stack: Stack) -> Iterator[str]:
         from unwind.writers.events import frame_lines

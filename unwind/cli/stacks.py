@@ -38,6 +38,7 @@ if TYPE_CHECKING:
     from unwind.modules import Module
     from unwind.protocols import RowSource
     from unwind.snapshot import RecordedSource, Snapshot, Source
+    from unwind.symbols.names import Names
     from unwind.unwinder import Unwinder
 
 _AT_ONCE = 100  # texts that are put out together: that of one thread is little for a system call
@@ -195,9 +196,13 @@ def write_record(
     source: Source,
     snapshots: list[Snapshot],
     unwinder: Unwinder,
+    names: Names,
     judge: Unwinder | None = None,
 ) -> None:
-    """Keep what these stacks take in the file of --record; with `judge` what cross-checks take."""
+    """Keep what these stacks and their names take in the file of --record.
+
+    With `judge` what cross-checks take, too.
+    """
     from unwind.recording import record
     from unwind.writers.snapshot_file import contents, packed
 
@@ -206,6 +211,7 @@ def write_record(
         snapshots,
         unwinder=unwinder,
         judge=judge,
+        symbolizer=names.symbolizer,
         with_modules=options.with_modules,
     )
     _replace(options.record, packed(contents(made)), source.path)
@@ -241,7 +247,7 @@ class _Report:
             self._warn(f"no lines: {problem}")
         if self.options.record is not None:
             judge = self.judge if self.options.cross_check else None
-            write_record(self.options, self.source, snapshots, self.unwinder, judge)
+            write_record(self.options, self.source, snapshots, self.unwinder, self.names, judge)
         if not self.options.quiet:
             # A snapshot may be of another machine, whose packages nobody here knows.
             is_here = self.source.kind != "snapshot"

@@ -10,13 +10,13 @@ from bisect import bisect_right
 from unwind.errors import UnwindError
 from unwind.lines.constants import DW_AT, DW_FORM, DW_UT
 from unwind.lines.functions import Functions
+from unwind.lines.location import Location
 from unwind.lines.program import LineTable, line_table
 from unwind.lines.ranges import Coverage
 from unwind.lines.sections import Sections
 from unwind.lines.units import unit_at, unit_offsets
-from unwind.values import Value
 
-__all__ = ["Lines", "Location"]
+__all__ = ["Lines"]
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -28,18 +28,6 @@ if TYPE_CHECKING:
 
 _MOST_HOPS = 8  # from an inlined call to its function's name
 _KEPT = 1 << 26  # bytes of units whose tables are kept; all of libpython's have 13 MB
-
-
-class Location(Value):
-    """A place in source: a function and where in it; what is not known is None.
-
-    `function` is the linkage name where there is one, still mangled, else the name.
-    """
-
-    function: str | None
-    file: str | None
-    line: int | None
-    column: int | None
 
 
 class Lines:

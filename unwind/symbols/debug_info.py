@@ -12,7 +12,8 @@ if TYPE_CHECKING:
     from unwind.elf import Elf
     from unwind.files import Files
     from unwind.image import Image
-    from unwind.lines.lookup import Lines, Location
+    from unwind.lines.location import Location
+    from unwind.lines.lookup import Lines
     from unwind.lines.units import Unit
 
 # Bytes of .debug_info and .debug_line. All units of so much are read in 0.1 s, those of a stack in
@@ -38,6 +39,8 @@ class DebugSymbolizer(TableSymbolizer):
 
         () where the image has no debug info of it.
         """
+        if image.told is not None:
+            return image.told.locations(vaddr)
         if image not in self._lines:
             wanted = not self._cheap or _is_cheap(image.elf)
             self._lines[image] = self._opened(image) if wanted else None

@@ -75,6 +75,11 @@ class Names:
         self.unnamed: dict[Module, int] = {}  # how often a place in a module got no name
 
     @property
+    def symbolizer(self) -> Symbolizer:
+        """What is asked for names and places."""
+        return self._symbolizer
+
+    @property
     def damage(self) -> Iterable[str]:
         """What of debug info could not be read: a sentence for each kind."""
         return self._symbolizer.problems

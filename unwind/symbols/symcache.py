@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 
 from unwind.errors import MissingPackage, UnwindError
-from unwind.lines.lookup import Location
+from unwind.lines.location import Location
 from unwind.lines.split import split_name
 from unwind.lines.units import unit_at
 from unwind.symbols.debug_info import DebugSymbolizer, debug_info_of
@@ -59,6 +59,8 @@ class SymbolicSymbolizer(DebugSymbolizer):
 
     def locations(self, image: Image, vaddr: int) -> tuple[Location, ...]:
         """As of DebugSymbolizer, without columns."""
+        if image.told is not None:
+            return super().locations(image, vaddr)
         if image not in self._caches:
             self._caches[image] = self._cache_of(image)
         cache = self._caches[image]

@@ -11,7 +11,7 @@ __all__ = ["TableSymbolizer"]
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from unwind.image import Image
-    from unwind.lines.lookup import Location
+    from unwind.lines.location import Location
     from unwind.symtab import Symbol
 
 

@@ -34,10 +34,11 @@ __all__ = ["contents", "packed"]
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Iterable, Mapping, Sequence
     from typing import Any
 
     from unwind.architecture import Architecture
+    from unwind.lines.location import Location
     from unwind.modules import Module
     from unwind.recorded import Conclusions, RecordedSection
     from unwind.rules import CfaRule, Row, Rule
@@ -196,6 +197,7 @@ class _File:
             "places": list(image.sections),
             "symbols": _symbols(image.names.named_at.items()),
             "stubs": _symbols(image.told.stubs.items()),
+            "lines": _lines(image.told.lines) if image.told.lines else None,
             "pdr": self._keep([(0, entries)])[0] if entries is not None else None,
             "analysis": _analysis(image.told),
         }
@@ -248,6 +250,29 @@ def _symbols(named: Iterable[tuple[int, Symbol | None]]) -> dict[str, list[Any]]
     ]
     names = [[s.name, hex(s.vaddr), hex(s.size), s.kind, s.binding, s.section] for s in numbers]
     return {"names": names, "at": at}
+
+
+def _lines(lines: Mapping[int, tuple[Location, ...]]) -> dict[str, list[Any]]:
+    """`files`, `places` and, `at` which vaddrs, their numbers, innermost first.
+
+    A place is [function, number of its file, line, column], null for what is not known.
+    """
+    files: dict[str, int] = {}
+    places: dict[Location, int] = {}
+    at = [
+        [hex(vaddr), *[places.setdefault(place, len(places)) for place in chain]]
+        for vaddr, chain in lines.items()
+    ]
+    rows = [
+        [
+            place.function,
+            None if place.file is None else files.setdefault(place.file, len(files)),
+            place.line,
+            place.column,
+        ]
+        for place in places
+    ]
+    return {"files": list(files), "places": rows, "at": at}
 
 
 def _analysis(told: Conclusions) -> dict[str, Any]:
