@@ -12,8 +12,10 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from errno import ENOMEM
 from pathlib import Path
 from typing import Any, NamedTuple
+from unittest.mock import patch
 
 import pytest
 
@@ -21,6 +23,10 @@ from tests.crashes import OMIT, compile_c
 from tests.events import need_bpf
 from tests.profile_readers import Pprof
 from tests.support import ROOT, as_nobody, need, python, validate_leaks
+from unwind.bpf.libbpf import BpfError
+from unwind.cli import memleak
+from unwind.files import Files
+from unwind.transports.ring_buffer import TRANSPORT, RingBufferSource, RingOptions
 
 MODULE = "unwind.cli.memleak"
 DEEPEST = 128  # tests/programs/leaks.c
@@ -497,3 +503,20 @@ def test_a_process_that_does_nothing_but_allocate_does_not_eat_the_machine() -> 
     events = [report["events"] for report in reports]
     assert events == sorted(events)
     assert events[-1] > 1000
+
+
+def test_where_there_is_no_memory_for_a_large_ring_a_small_one_does(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    asked, watch = [], TRANSPORT.watch
+
+    def scarce(where: Any, files: Files, options: RingOptions) -> RingBufferSource:
+        asked.append(options.ring_size >> 20)
+        if options.ring_size > 1 << 23:
+            raise BpfError("no room", number=ENOMEM)
+        return watch(where, files, options)
+
+    with patch.object(TRANSPORT, "watch", scarce):
+        assert memleak.main(["-c", "true", "--json"]) == 0
+    assert asked == [128, 32, 8]
+    validate_leaks(json.loads(capsys.readouterr().out))

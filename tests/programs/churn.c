@@ -16,7 +16,7 @@
 
 #define NOINLINE __attribute__((noinline, noclone))
 #define AT_ONCE 64	/* pairs between two looks at the clock */
-#define KEPT 4096	/* blocks, of each thread; the oldest is freed */
+#define KEPT 256	/* blocks, of each thread; the oldest is freed */
 
 static long rate, seconds, depth, threads;
 

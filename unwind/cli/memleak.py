@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
 _PROG = "unwind-memleak"
 _DEFAULT = "do_exit"
+_RING_SIZE = 32  # MB
 _EXAMPLES = """\
 examples:
   unwind-memleak -c ./program
@@ -97,10 +98,9 @@ def _declare_target(parser: Parser) -> None:
     group.add_argument(
         "--ring-size",
         type=_count,
-        default=32,
         metavar="MB",
-        help="how much the kernel keeps until it is looked at (32, and up to a power of 2); "
-        "events that do not fit it counts",
+        help="how much the kernel keeps until it is looked at (128 of allocations, 32 of events, "
+        "and up to a power of 2); what does not fit it counts",
     )
 
 
@@ -215,7 +215,7 @@ def _print_events(options: Options, stopping: Stopping, files: Files) -> int:
         object=options.bpf,
         pid=options.pid,
         stack_size=options.stack_size << 10,
-        ring_size=options.ring_size << 20,
+        ring_size=(options.ring_size or _RING_SIZE) << 20,
     )
     with TRANSPORT.open(place, files, ring) as source:
         stopping.end(source.stop)

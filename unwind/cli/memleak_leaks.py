@@ -30,6 +30,9 @@ _PROG = "unwind-memleak"
 _OLD_ENOUGH = 500  # milliseconds: what is younger may well be freed yet
 _INTERVAL = 5.0  # seconds between reports of a process that was there before
 _TOP = 10
+# MB: a program shows most of its kinds of stacks in its first moments, before the kernel is told
+# how to know them. Where there is no memory for that, less must do.
+_RING_SIZES = (128, 32, 8)
 _MOST_KEYS = 48_000  # of 65,536 for which the kernel has room
 _MOST_STACK = 256 << 10  # bytes: MOST_PAGES of bpf/leaks.bpf.c
 _AT_ONCE = 0.1  # seconds between two looks at the process
@@ -40,7 +43,6 @@ def print_leaks(options: Options, stopping: Stopping, files: Files) -> int:
     """Print the reports that the options ask for; 1 when strictness was not met."""
     from unwind.cli.memleak_target import target_of
     from unwind.leaks.probes import Probes, Wanted
-    from unwind.transports.ring_buffer import TRANSPORT, RingOptions
 
     _check(options)
     with target_of(options) as target:
@@ -52,17 +54,35 @@ def print_leaks(options: Options, stopping: Stopping, files: Files) -> int:
             options.trace,
         )
         probes = Probes(target.pid, target.objects, wanted, only=options.obj is not None)
-        ring = RingOptions(
-            pid=target.pid,
-            stack_size=min(options.stack_size << 10, _MOST_STACK),
-            ring_size=options.ring_size << 20,
-        )
-        with TRANSPORT.watch(probes, files, ring) as source:
+        with _source(options, probes, files) as source:
             stopping.end(source.stop)
             try:
                 return _Watch(options, target, probes, source, files).print(stopping)
             finally:
                 probes.close()
+
+
+def _source(options: Options, probes: Probes, files: Files) -> RingBufferSource:
+    """What sends the stacks, with the largest ring that there is memory for."""
+    from errno import ENOMEM
+
+    from unwind.bpf.libbpf import BpfError
+    from unwind.transports.ring_buffer import TRANSPORT, RingOptions
+
+    *larger, smallest = [options.ring_size] if options.ring_size else _RING_SIZES
+
+    def opened(size: int) -> RingBufferSource:
+        stack_size = min(options.stack_size << 10, _MOST_STACK)
+        ring = RingOptions(pid=probes.pid, stack_size=stack_size, ring_size=size << 20)
+        return TRANSPORT.watch(probes, files, ring)
+
+    for size in larger:
+        try:
+            return opened(size)
+        except BpfError as error:
+            if error.number != ENOMEM:
+                raise
+    return opened(smallest)
 
 
 def _check(options: Options) -> None:
