@@ -347,12 +347,18 @@ def test_a_running_process_is_reported_again_and_again() -> None:
         assert report["events"] == 7
 
 
-def test_as_many_reports_as_were_asked_for() -> None:
+def test_as_many_reports_as_were_asked_for(tmp_path: Path) -> None:
+    file = tmp_path / "reports"
+    file.write_text("of before\n")
     with sleeper() as process:
         done = watched("-p", process.pid, "--json", "0.2", "3")
         assert process.poll() is None
-    assert done.returncode == 0, done.stderr
+        kept = watched("-p", process.pid, "--json", "--output", file, "0.2", "2")
+    assert done.returncode == kept.returncode == 0, done.stderr
     assert len(done.stdout.splitlines()) == 3
+    assert kept.stdout == ""
+    reports = [json.loads(line) for line in file.read_text().splitlines()]
+    assert [report["pid"] for report in reports] == [process.pid] * 2
 
 
 def test_calls_are_told_one_by_one() -> None:

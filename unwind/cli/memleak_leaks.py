@@ -6,7 +6,7 @@ import sys
 
 from unwind.cli.names import names_of
 from unwind.cli.plumbing import warn
-from unwind.cli.profiles import profile_wanted, write_profiles, write_text
+from unwind.cli.profiles import profile_wanted, write_profiles
 from unwind.cli.stacks import sources_of
 from unwind.errors import SourceError
 
@@ -121,7 +121,7 @@ class _Watch:
         self._told: dict[KnownStack, int] = {}  # whose steps the kernel has, of which generation
         self._complete = 0  # allocations with complete stacks, of keys that were forgotten
         self.comm: str | None = None
-        self._pieces: list[str] = []  # what goes to a file
+        self._has_put = False
 
     def print(self, stopping: Stopping) -> int:
         """All reports, the last when the process ends, the time is over, or a signal comes."""
@@ -149,8 +149,6 @@ class _Watch:
             write_profiles(options, [self._profile(report)], f"outstanding of pid {report.pid}")
         else:
             self._put(report)
-            if options.output:
-                write_text(options.output, self._pieces)
         self._warn()
         return 1 if options.strict and report.complete < report.totals.allocations else 0
 
@@ -230,8 +228,10 @@ class _Watch:
 
     def _put(self, report: Report) -> None:
         lines = list(self._lines(report))
-        if self.options.output:
-            self._pieces += [f"{line}\n" for line in lines]
+        if self.options.output:  # from the first report on, whatever was there
+            with open(self.options.output, "a" if self._has_put else "w", encoding="utf-8") as file:
+                file.write("\n".join([*lines, ""]))
+            self._has_put = True
         else:
             print("\n".join(lines), flush=True)
 
