@@ -38,9 +38,6 @@ _LONGEST_LINE = 400  # in the log
 _LAST_WORDS = 0.9  # of the time: then a report is brought to its end
 _COULD_NOT = 2
 _LIMIT = "/proc/sys/kernel/core_pipe_limit"
-# Not what other commands are made of.
-_OTHERS = {"bpf", "cli", "events", "live", "perf", "remote", "testing"}
-_LIBRARIES = ("capstone", "elftools.elf.elffile", "zstandard")
 
 
 class _OutOfTime(Exception):
@@ -128,11 +125,12 @@ class _Handler:
                 os._exit(code)
 
     def _work(self, crashed: Crashed, spool: int) -> int:
+        from unwind.kernel_dump.loading import load_all
         from unwind.kernel_dump.pipe import read_head
         from unwind.kernel_dump.privileges import confine, drop_privileges, most_written
         from unwind.live.files import OthersFiles
 
-        _load_all()
+        load_all()
         drop_privileges(crashed.user, crashed.group)
         confine(_MEMORY, 2 * self.options.max_time)
         if not self.options.json and not self.options.quiet:
@@ -213,29 +211,6 @@ def _is_waited_for(rest: int) -> bool:
         return rest > fcntl(0, F_GETPIPE_SZ)
     except (OSError, ValueError):
         return False
-
-
-def _load_all() -> None:
-    """Load what an unwinding may come to need: later on, our own files may be out of reach."""
-    from unwind import registry
-
-    list(registry.architectures())
-    list(registry.transports())
-    home = os.path.dirname(registry.__file__)
-    packages = [name for name in os.listdir(home) if name not in _OTHERS and "." not in name]
-    for package in ["", *packages]:
-        directory = os.path.join(home, package)
-        if package and not os.path.exists(os.path.join(directory, "__init__.py")):
-            continue
-        for name in os.listdir(directory):
-            module, _, ending = name.partition(".")
-            if ending == "py" and module != "__init__":
-                __import__(".".join(filter(None, ("unwind", package, module))))
-    for name in _LIBRARIES:
-        try:
-            __import__(name)
-        except ImportError:
-            continue
 
 
 def _open_standard_descriptors() -> None:
