@@ -317,7 +317,10 @@ class Report:
         names = self._places.names
         for name, problem in names.problems.items():
             self._warn(f"{name}: no symbols: {problem}")
-        if self.options.jobs == 1:  # what other processes could not name, they keep
+        # To look up which package has names takes as long as five thousand samples: not where
+        # the lines are for a program. What other processes could not name, they keep.
+        for_people = not (self.options.script or self.options.json) or sys.stderr.isatty()
+        if self.options.jobs == 1 and for_people:
             print_hints(self.prog, self.options, names.unnamed, most=_MOST_HINTS)
 
     def _warn(self, text: str) -> None:
