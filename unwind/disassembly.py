@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from struct import Struct
 
 from unwind.errors import MissingPackage
@@ -87,7 +88,8 @@ def _library() -> Any:
     from ctypes import CDLL
     from importlib.machinery import PathFinder
 
-    spec = PathFinder.find_spec("capstone")
+    is_barred = sys.modules.get("capstone", sys) is None  # as for `import`: so one leaves it out
+    spec = None if is_barred else PathFinder.find_spec("capstone")
     if spec is None or spec.origin is None:
         return None
     path = os.path.join(os.path.dirname(spec.origin), "lib", "libcapstone.so")
