@@ -76,8 +76,8 @@ def _of_library(model: CodeModel) -> Disassemble | None:
         found = string_at(first.value or 0, count * _INSTRUCTION.size)
         library.cs_free(first, count)
         return [
-            (address, size, _text(mnemonic), _text(operands))
-            for address, size, mnemonic, operands in _INSTRUCTION.iter_unpack(found)
+            (address, size, name.partition(b"\0")[0].decode(), text.partition(b"\0")[0].decode())
+            for address, size, name, text in _INSTRUCTION.iter_unpack(found)
         ]
 
     return disassemble
@@ -98,10 +98,6 @@ def _library() -> Any:
         return library if library.cs_version(None, None) >> 8 == _MAJOR else None
     except (OSError, AttributeError):
         return None
-
-
-def _text(data: bytes) -> str:
-    return data[: data.index(0)].decode("ascii")
 
 
 def _of_package(model: CodeModel) -> Disassemble:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from functools import partial
 from itertools import chain
 
@@ -11,9 +12,10 @@ from unwind.starts import code_of
 
 __all__ = ["Functions"]
 
-# What does not return is called at the ends of functions. Those so near tell, in bytes: of a whole
-# library all would be asked before its first frame. Ends that are guesses tell less.
-_NEAR, _FURTHER = 1 << 16, 1 << 18
+# What does not return is called at the ends of functions. Those so near tell, in bytes, and so many
+# before and behind: of a whole library all would be asked before its first frame. Ends that are
+# guesses tell less.
+_NEAR, _FURTHER = (1 << 16, 256), (1 << 18, 1 << 18)
 
 # What jumps into a part is searched in so many bytes of code at a time; how far from the part jumps
 # are looked at that tell where to begin, first these and then more.
@@ -92,7 +94,7 @@ class Functions:
         if start not in self._entered:
             code, never, told = self._instructions(*bounds), None, self._starts.is_told(start)
             if self.model.last_calls is not None:
-                never = partial(self._never_return, bounds, _NEAR if told else _FURTHER)
+                never = partial(self._never_return, bounds, *(_NEAR if told else _FURTHER))
             found = emulate(self.model, code, never=never, told=told) if code else None
             self._entered[start] = found
         return self._entered[start]
@@ -213,7 +215,9 @@ class Functions:
         """Where a part jumps into the middle of functions: as a rule of the one whose it is."""
         return (target for target, _ in part.leaves if self._inside(target, part))
 
-    def _never_return(self, bounds: tuple[int, int], reach: int, called: set[int]) -> set[int]:
+    def _never_return(
+        self, bounds: tuple[int, int], reach: int, most: int, called: set[int]
+    ) -> set[int]:
         """What functions in the neighbourhood end with a call of, of some: it does not return."""
         assert self.model.last_calls is not None
         start, end = bounds
@@ -221,7 +225,9 @@ class Functions:
             if vaddr <= start < vaddr + len(code):
                 low, high = max(vaddr, start - reach), min(vaddr + len(code), end + reach)
                 ends = self._starts.near(start, low, high + 1)
-                return called & self.model.last_calls(code[low - vaddr : high - vaddr], low, ends)
+                at = bisect_left(ends, start)
+                near = ends[max(at - most, 0) : at + most]
+                return called & self.model.last_calls(code[low - vaddr : high - vaddr], low, near)
         return set()
 
     def _entries(self, part: Table, callers: Iterable[Table]) -> dict[int, State]:

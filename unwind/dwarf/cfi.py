@@ -247,10 +247,10 @@ class FrameSection:
         return None
 
     def starts(self, low: int, high: int) -> list[int]:
-        """Where FDEs start, in [low, high); as the search table has it, where there is one."""
+        """Where FDEs start in [low, high), ascending; by the search table, where there is one."""
         if self.search is not None and self.search.count:
             return self.search.starts(low, high)
-        return [start for start, _ in self.extents() if low <= start < high]
+        return sorted(start for start, _ in self.extents() if low <= start < high)
 
     def extents(self) -> Iterator[tuple[int, int]]:
         """Start and end of each FDE that covers something, in the section's order."""
