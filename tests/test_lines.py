@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 import subprocess
 from dataclasses import dataclass
@@ -11,7 +12,7 @@ from pathlib import Path
 import pytest
 from elftools.elf.elffile import ELFFile
 
-from tests.support import cannot, need
+from tests.support import cannot, need, run
 from tools.lines import LLVM, addresses, by_addr2line, by_llvm, compare, opened
 from unwind.lines.lookup import Lines
 from unwind.symbols.demangle import demangle
@@ -141,6 +142,9 @@ def test_libcs_places_are_where_the_tools_have_them() -> None:
     vaddrs = addresses(opened(program), 200, 11)
     lines = Lines(opened(program))
     mine = [tuple((place.file, place.line) for place in lines.at(vaddr)) for vaddr in vaddrs]
-    score = compare("llvm", vaddrs, mine, by_llvm(llvm())(program, vaddrs), 0, True)
+    version = re.search(r"LLVM version (\d+)", run(llvm(), "--version").stdout)
+    # Up to 14 it writes a relative directory twice: ./nptl/./nptl/cancellation.c.
+    files = version is not None and int(version[1]) > 14
+    score = compare("llvm", vaddrs, mine, by_llvm(llvm())(program, vaddrs), 0, files)
     assert score.counted > 150
     assert score.share >= 0.995, score.differences
